@@ -1,0 +1,126 @@
+"""What tether is told to run: one schema, whatever the source (docs/protocol.md, "Spec").
+
+Arguments, environment and paths inside the container are bytes: Linux does not promise that they are text.
+"""
+
+from tether.link.record import Record
+
+GENERATION = 1  # of this schema; grows when a peer that does not know a new key must not go on
+
+
+class Disk(Record):
+    """A block device, found by what it says of itself and never by order of appearance.
+
+    Exactly one of `serial` (virtio-blk serial, or SCSI VPD page 0x80) and `scsi` ("H:C:T:L") is set.  `partition`
+    (from 1) picks a GPT partition of it.
+    """
+
+    serial: str = ""
+    scsi: str = ""
+    partition: int = 0
+
+
+class Layer(Record):
+    """One read-only layer of the image."""
+
+    disk: Disk
+    filesystem: str = "erofs"
+
+
+class Root(Record):
+    """The root filesystem: `layers` from the lowest to the topmost, under a writable top.
+
+    `writable` is the disk (ext4) of the writable top; without it a tmpfs is used.  `read_only` makes the merged root
+    read-only for the container.
+    """
+
+    layers: tuple[Layer, ...]
+    writable: Disk | None = None
+    read_only: bool = False
+
+
+class Volume(Record):
+    """An ext4 disk mounted at `path`; an empty one is first filled with what the image has there, unless `no_copy`."""
+
+    disk: Disk
+    path: bytes
+    read_only: bool = False
+    no_copy: bool = False
+
+
+class Tmpfs(Record):
+    """A tmpfs mounted at `path` with mount(8) `options` such as "size=64m,mode=1777"."""
+
+    path: bytes
+    options: str = ""
+
+
+class Interface(Record):
+    """A network interface found by its MAC address; addresses in CIDR notation ("10.0.2.15/24")."""
+
+    mac: str
+    addresses: tuple[str, ...] = ()
+    gateway4: str = ""
+    gateway6: str = ""
+    mtu: int = 0
+
+
+class Host(Record):
+    """One line of /etc/hosts."""
+
+    address: str
+    names: tuple[str, ...]
+
+
+class Network(Record):
+    """Name, interfaces and resolver of the container."""
+
+    hostname: str
+    domainname: str = ""
+    interfaces: tuple[Interface, ...] = ()
+    nameservers: tuple[str, ...] = ()
+    search: tuple[str, ...] = ()
+    resolver_options: tuple[str, ...] = ()
+    hosts: tuple[Host, ...] = ()
+
+
+class Terminal(Record):
+    """A pseudo terminal of this size, in characters."""
+
+    rows: int = 24
+    columns: int = 80
+
+
+class Process(Record):
+    """What a session runs, in the words of the OCI runtime-spec (config.md, "Process").
+
+    `user` is Docker's USER string ("", "name", "uid", "name:group", "uid:gid"), resolved against the container's own
+    passwd and group files.  `stdin` false means /dev/null.
+    """
+
+    args: tuple[bytes, ...]
+    env: tuple[bytes, ...] = ()
+    cwd: bytes = b"/"
+    user: str = ""
+    terminal: Terminal | None = None
+    stdin: bool = False
+
+
+class Identity(Record):
+    """What no two VMs may share.  Taken in before anything that needs it."""
+
+    entropy: bytes
+    clock_ns: int  # CLOCK_REALTIME of the host when it sent the spec
+
+
+class Spec(Record):
+    """One container VM."""
+
+    id: str
+    identity: Identity
+    root: Root
+    network: Network
+    process: Process
+    volumes: tuple[Volume, ...] = ()
+    tmpfs: tuple[Tmpfs, ...] = ()
+    stop_signal: int = 15
