@@ -1,0 +1,60 @@
+# Two commands are enough: `make run` runs a container image as a VM, `make test` runs the tests.
+
+PYTHON := /usr/bin/python3.11
+VENV   := .venv
+STAMP  := $(VENV)/.installed
+BIN    := $(VENV)/bin
+
+# What to run: an image reference (empty: the demo image, made here from Debian's busybox) and a command for it.
+IMAGE ?=
+CMD   ?=
+
+.PHONY: help run test test-unit test-vm lint bench fuzz pico setup clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: setup ## run IMAGE (or a demo image) as a VM: make run IMAGE=REF CMD="..."
+	@scripts/run-demo "$(IMAGE)" $(CMD)
+
+setup: ## install what is missing and make .venv with the commands vch and imagebuild
+	@scripts/install-packages run
+	@$(MAKE) --no-print-directory $(STAMP)
+
+$(STAMP): setup.cfg pyproject.toml
+	@echo "making $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,guest]'
+	@touch $@
+
+test: setup ## lint, types, unit tests, then tests in real VMs
+	@scripts/install-packages test
+	@$(MAKE) --no-print-directory lint
+	@$(BIN)/python -m pytest tests/unit tests/vm
+
+test-unit: setup ## only the tests that need no VM
+	@scripts/install-packages test
+	@$(BIN)/python -m pytest tests/unit
+
+test-vm: setup ## only the tests in real VMs
+	@scripts/install-packages test
+	@$(BIN)/python -m pytest tests/vm
+
+lint: setup ## ruff and mypy --strict
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+bench: setup ## measure, print tables, write bench.json
+	@scripts/install-packages bench
+	@$(BIN)/python -m tests.bench --output bench.json
+
+fuzz: setup ## fuzz the link's decoder until stopped
+	@$(BIN)/pip install --quiet --disable-pip-version-check atheris
+	@$(BIN)/python tests/fuzz/fuzz_decoder.py
+
+pico: setup ## build the pico kernel once (about 12 minutes on two cores); used as soon as it exists
+	@scripts/install-packages pico
+	@$(BIN)/python -m imagebuild.pico
+
+clean: ## remove what was made in this folder (the state folder stays)
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis bench.json
