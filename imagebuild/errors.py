@@ -5,6 +5,7 @@
     ├── RegistryError      a registry said no, or nothing
     │   ├── AuthError      ... because of who we are (401, 403)
     │   └── NotFoundError  ... because it does not have it (404)
+    ├── ManifestError      a manifest, index or image config that is malformed, or offers nothing for us
     ├── LayerError         a layer that is not what its manifest promises, or that no disk can hold
     ├── StoreError         the local store: full, locked, damaged
     ├── DiskError          a disk that cannot be made
@@ -44,6 +45,10 @@ class AuthError(RegistryError):
 
 class NotFoundError(RegistryError):
     """No such repository, tag, manifest or blob: 404."""
+
+
+class ManifestError(OperationError):
+    """A manifest, index or image config that is malformed, hostile, obsolete, or for another platform."""
 
 
 class LayerError(OperationError):
