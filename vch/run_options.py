@@ -1,0 +1,193 @@
+"""`vch run`: its options, as a table, and the record that parsing fills."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from vch import ports, values
+from vch.errors import UsageError
+from vch.pflag import Flag, Given, Kind, bad_value, parse, truth
+
+T = TypeVar("T")
+
+PULL_POLICIES = ("always", "missing", "never")
+NETWORKS = ("user", "none")
+DEFAULT_STOP_SECONDS = 10  # Docker's
+
+_S, _V, _L = Kind.SWITCH, Kind.VALUE, Kind.LIST
+FLAGS = (
+    Flag("add-host", "", _L, "NAME:IP", "add a line to /etc/hosts; IP may be host-gateway"),
+    Flag("cpus", "", _V, "N", "number of processors (1.5 makes 2)"),
+    Flag("debug", "D", _S, "", "show what is done, and the console when it fails"),
+    Flag("dns", "", _L, "IP", "name server in place of the host's"),
+    Flag("dns-option", "", _L, "OPTION", "resolver option"),
+    Flag("dns-search", "", _L, "DOMAIN", "search domain"),
+    Flag("entrypoint", "", _V, "PROGRAM", 'program in place of the image\'s entrypoint; "" for none'),
+    Flag("env", "e", _L, "NAME[=VALUE]", "set an environment variable, or pass on the caller's"),
+    Flag("env-file", "", _L, "FILE", "read environment variables from a file"),
+    Flag("hostname", "h", _V, "NAME", "host name (default: the container's ID)"),
+    Flag("interactive", "i", _S, "", "connect standard input"),
+    Flag("memory", "m", _V, "SIZE", "memory of the machine: 512m, 2g"),
+    Flag("name", "", _V, "NAME", "a name that no other running container has"),
+    Flag("network", "", _V, "user|none", "user: behind the host's address (default); none"),
+    Flag("platform", "", _V, "OS/ARCH", "which of a multi-platform image's variants"),
+    Flag("publish", "p", _L, "[[IP:]HOST:]PORT[/udp]", "make a port of the container reachable on the host"),
+    Flag("pull", "", _V, "WHEN", "always, missing (default) or never"),
+    Flag("quiet", "q", _S, "", "no progress while an image is fetched"),
+    Flag("read-only", "", _S, "", "the root file system cannot be changed"),
+    Flag("rm", "", _S, "", "accepted: nothing is ever left behind"),
+    Flag("stop-signal", "", _V, "SIGNAL", "what asks the container to end (default: the image's, or TERM)"),
+    Flag("stop-timeout", "", _V, "SECONDS", f"how long it then has before KILL (default {DEFAULT_STOP_SECONDS})"),
+    Flag("timing", "", _S, "", "say at the end where the time went"),
+    Flag("tmpfs", "", _L, "/PATH[:OPTIONS]", "mount a tmpfs"),
+    Flag("tty", "t", _S, "", "give the container a terminal"),
+    Flag("user", "u", _V, "NAME|UID[:GROUP|GID]", "who runs the command"),
+    Flag("volume", "v", _L, "[NAME:]/PATH[:ro]", "mount a volume; a named one keeps its content"),
+    Flag("workdir", "w", _V, "/PATH", "working directory"),
+)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the user asked for.  None: not said, so the image's or the settings' value counts."""
+
+    image: str
+    command: tuple[str, ...] = ()
+    interactive: bool = False
+    tty: bool = False
+    env: tuple[str, ...] = ()
+    workdir: str | None = None
+    user: str | None = None
+    entrypoint: str | None = None
+    hostname: str | None = None
+    memory: int | None = None  # bytes
+    cpus: int | None = None
+    read_only: bool = False
+    tmpfs: tuple[values.TmpfsMount, ...] = ()
+    volumes: tuple[values.VolumeMount, ...] = ()
+    name: str | None = None
+    network: str = "user"
+    hosts: tuple[tuple[str, str], ...] = ()
+    dns: tuple[str, ...] = ()
+    dns_search: tuple[str, ...] = ()
+    dns_options: tuple[str, ...] = ()
+    ports: tuple[ports.Published, ...] = ()
+    stop_signal: int | None = None
+    stop_seconds: int = DEFAULT_STOP_SECONDS  # negative: for ever
+    pull: str = "missing"
+    platform: str | None = None
+    debug: bool = False
+    quiet: bool = False
+    timing: bool = False
+
+
+class _Collected:
+    """The options given, by name, with their values converted and errors in pflag's words."""
+
+    def __init__(self, given: Sequence[Given]) -> None:
+        self._given = given
+
+    def switch(self, name: str) -> bool:
+        last = self._last(name)
+        return last is not None and truth(last)
+
+    def value(self, name: str, convert: Callable[[str], T]) -> T | None:
+        last = self._last(name)
+        return None if last is None else _converted(last, convert)
+
+    def all(self, name: str, convert: Callable[[str], T]) -> tuple[T, ...]:
+        return tuple(_converted(one, convert) for one in self._given if one.flag.name == name)
+
+    def _last(self, name: str) -> Given | None:
+        return next((one for one in reversed(self._given) if one.flag.name == name), None)
+
+
+def _converted(given: Given, convert: Callable[[str], T]) -> T:
+    try:
+        return convert(given.value)
+    except ValueError as error:
+        raise bad_value(given.flag, given.value, str(error)) from error
+
+
+def parse_run(words: Sequence[str], environ: Mapping[str, str], debug: bool = False) -> RunOptions:
+    """Parses what follows `vch run`.  Raises UsageError, or pflag.HelpRequested."""
+    given, rest = parse(FLAGS, words)
+    if not rest:
+        raise UsageError("requires at least 1 argument.")
+    if not rest[0]:
+        raise UsageError("invalid reference format")
+    said = _Collected(given)
+    published = [port for group in said.all("publish", ports.parse_ports) for port in group]
+    network = said.value("network", _one_of(NETWORKS)) or "user"
+    if network == "none" and published:
+        raise UsageError("conflicting options: port publishing and --network none")
+    from_files = [entry for group in said.all("env-file", _env_file(environ)) for entry in group]
+    mounts = said.all("volume", values.parse_volume)
+    tmpfs = said.all("tmpfs", values.parse_tmpfs)
+    _refuse_duplicates([*(mount.path for mount in mounts), *(mount.path for mount in tmpfs)])
+    seconds = said.value("stop-timeout", values.parse_seconds)
+    return RunOptions(
+        image=rest[0],
+        command=tuple(rest[1:]),
+        interactive=said.switch("interactive"),
+        tty=said.switch("tty"),
+        env=(*from_files, *said.all("env", lambda text: values.parse_env(text, environ))),
+        workdir=said.value("workdir", _workdir),
+        user=said.value("user", str),
+        entrypoint=said.value("entrypoint", str),
+        hostname=said.value("hostname", values.parse_hostname),
+        memory=said.value("memory", values.parse_size),
+        cpus=said.value("cpus", _processors),
+        read_only=said.switch("read-only"),
+        tmpfs=tmpfs,
+        volumes=mounts,
+        name=said.value("name", values.parse_name),
+        network=network,
+        hosts=said.all("add-host", values.parse_host),
+        dns=said.all("dns", values.parse_address),
+        dns_search=said.all("dns-search", str),
+        dns_options=said.all("dns-option", str),
+        ports=tuple(published),
+        stop_signal=said.value("stop-signal", values.parse_signal),
+        stop_seconds=DEFAULT_STOP_SECONDS if seconds is None else seconds,
+        pull=said.value("pull", _one_of(PULL_POLICIES)) or "missing",
+        platform=said.value("platform", str),
+        debug=debug or said.switch("debug"),
+        quiet=said.switch("quiet"),
+        timing=said.switch("timing"),
+    )
+
+
+def _one_of(choices: Sequence[str]) -> Callable[[str], str]:
+    def choose(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"must be one of {', '.join(choices)}")
+        return text
+
+    return choose
+
+
+def _env_file(environ: Mapping[str, str]) -> Callable[[str], list[str]]:
+    return lambda path: values.parse_env_file(values.read_text_file(path), environ)
+
+
+def _workdir(text: str) -> str:
+    if text and not text.startswith("/"):
+        raise ValueError(f"the working directory '{text}' is invalid, it needs to be an absolute path")
+    return text
+
+
+def _processors(text: str) -> int | None:
+    """Whole processors: a machine has no half ones.  0 means as many as usual, as with Docker."""
+    return math.ceil(values.parse_cpus(text)) or None
+
+
+def _refuse_duplicates(paths: Sequence[str]) -> None:
+    seen: set[str] = set()
+    for path in paths:
+        if path in seen:
+            raise UsageError(f"Duplicate mount point: {path}")
+        seen.add(path)
