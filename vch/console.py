@@ -1,0 +1,57 @@
+"""The machine's console: always read, never believed, the end of it kept for when something goes wrong."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+
+CONSOLE_LIMIT = 256 << 10  # bytes kept; a boot without "quiet" says about 60 KiB
+SHOWN_LINES = 40  # what a message shows of it
+
+_PANIC = re.compile(r"Kernel panic - not syncing: (.*)")
+_TERMINAL_CODES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_]|[^\[])")
+_TIMESTAMP = re.compile(r"^\[ *\d+\.\d+\] ")
+_DROP_FROM_TEXT = {code: None for code in (*range(32), 127) if code not in (9, 10)}
+
+
+class Console:
+    """A bounded record of what was said.  The guest writes it, so it is data: control codes are taken out."""
+
+    def __init__(self, limit: int = CONSOLE_LIMIT) -> None:
+        self._limit = limit
+        self._chunks: deque[bytes] = deque()
+        self._size = 0
+
+    def feed(self, data: bytes) -> None:
+        """Takes what arrived; the oldest goes when there is too much."""
+        self._chunks.append(data)
+        self._size += len(data)
+        while self._size - len(self._chunks[0]) >= self._limit:
+            self._size -= len(self._chunks.popleft())
+
+    @property
+    def text(self) -> str:
+        """All that is kept, fit for a terminal."""
+        raw = b"".join(self._chunks)[-self._limit :].decode("utf-8", "replace")
+        return _TERMINAL_CODES.sub("", raw).replace("\r", "\n").translate(_DROP_FROM_TEXT)
+
+    @property
+    def lines(self) -> list[str]:
+        """Its lines, without empty ones."""
+        return [line.rstrip() for line in self.text.split("\n") if line.strip()]
+
+    def tail(self, count: int = SHOWN_LINES) -> str:
+        """The last lines."""
+        return "\n".join(self.lines[-count:])
+
+    @property
+    def panic(self) -> str:
+        """What the kernel said when it panicked, or nothing."""
+        found = _PANIC.findall(self.text)
+        return found[-1].strip() if found else ""
+
+    @property
+    def last_words(self) -> str:
+        """The last line, without the kernel's time stamp."""
+        lines = self.lines
+        return _TIMESTAMP.sub("", lines[-1]) if lines else ""

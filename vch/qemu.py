@@ -1,0 +1,194 @@
+"""What QEMU is told: a machine as a record, and the record as a command line.  Pure; vch/qemu_process.py runs it.
+
+Everything the machine talks to is an inherited file descriptor, so it has no path that could be left behind, guessed,
+or taken by somebody else:
+
+    qmp      QEMU's monitor                      (vch/qmp.py)
+    link     the virtio-serial port of tether    (docs/protocol.md)
+    console  the 16550 that the kernel and tether's last words go to
+
+Disks are SCSI on one controller present from the start, because a disk added later then needs no new PCI device.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+from vch.ports import Published
+
+PROGRAM = "qemu-system-x86_64"
+LINK_PORT = "org.vch.link"  # name of tether's virtio-serial port, as the guest sees it
+CONSOLE_DEVICE = "ttyS0"
+
+# What slirp, the user-mode network, gives to its one guest (QEMU manual, "Using the user mode network stack").
+USER_ADDRESS = "10.0.2.15/24"
+USER_GATEWAY = "10.0.2.2"  # also: the host itself
+USER_RESOLVER = "10.0.2.3"
+
+
+class Accelerator(Enum):
+    """Who runs the guest's instructions."""
+
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+@dataclass(frozen=True)
+class Drive:
+    """A disk: a VMDK descriptor at `path` (also /dev/fdset/N), which the guest finds by `serial`.
+
+    `volatile`: nobody will ever read it after the machine is gone, so the guest's flushes need not reach a disk.
+    """
+
+    serial: str
+    path: str
+    read_only: bool = False
+    volatile: bool = False
+
+
+@dataclass(frozen=True)
+class UserNetwork:
+    """One NIC behind the host's own addresses."""
+
+    mac: str
+    published: tuple[Published, ...] = ()
+
+
+@dataclass(frozen=True)
+class Channels:
+    """File descriptors that QEMU inherits, each one end of a socket pair."""
+
+    qmp: int
+    link: int
+    console: int
+
+
+@dataclass(frozen=True)
+class BootFiles:
+    """What is booted, and with which kernel command line."""
+
+    kernel: Path
+    initramfs: Path | None
+    arguments: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class MachineConfig:
+    """A machine, completely."""
+
+    name: str
+    accelerator: Accelerator
+    memory_mib: int
+    cpus: int
+    boot: BootFiles
+    drives: tuple[Drive, ...] = ()
+    network: UserNetwork | None = None
+    fd_sets: Mapping[int, int] = field(default_factory=dict)
+    """Files that drives name as /dev/fdset/N: N -> file descriptor that QEMU inherits."""
+
+
+def command_line(config: MachineConfig, channels: Channels, program: str = PROGRAM) -> list[str]:
+    """The whole of it."""
+    return [
+        program,
+        *_base(config),
+        *_channels(channels),
+        *_drives(config),
+        *_network(config.network),
+        *_boot(config.boot),
+    ]
+
+
+def inherited(config: MachineConfig, channels: Channels) -> tuple[int, ...]:
+    """The file descriptors that the command line speaks of."""
+    return (channels.qmp, channels.link, channels.console, *config.fd_sets.values())
+
+
+def _base(config: MachineConfig) -> list[str]:
+    cpu = {
+        # Everything the host or the emulator has: images are built for x86-64-v2 and v3 by now.  Five-level page
+        # tables and nested virtualisation cost time in an emulator and serve nobody here.
+        Accelerator.KVM: "host",
+        Accelerator.TCG: "max,la57=off,svm=off",
+    }[config.accelerator]
+    accelerator = "kvm" if config.accelerator is Accelerator.KVM else "tcg,thread=multi"
+    return [
+        *("-name", f"guest={_escaped(config.name)}"),
+        "-nodefaults",
+        "-no-user-config",
+        *("-display", "none"),
+        "-no-reboot",  # a guest that panics reboots at once (panic=-1), which ends QEMU
+        *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
+        *("-machine", "pc,usb=off,vmport=off,hpet=off"),
+        *("-accel", accelerator),
+        *("-cpu", cpu),
+        *("-smp", str(config.cpus)),
+        *("-m", f"{config.memory_mib}M"),
+        *("-object", "rng-random,id=entropy,filename=/dev/urandom"),
+        *("-device", "virtio-rng-pci,rng=entropy"),
+    ]
+
+
+def _channels(channels: Channels) -> list[str]:
+    return [
+        *("-chardev", f"socket,id=qmp,fd={channels.qmp}"),
+        *("-mon", "chardev=qmp,mode=control"),
+        *("-chardev", f"socket,id=console,fd={channels.console}"),
+        *("-serial", "chardev:console"),
+        *("-chardev", f"socket,id=link,fd={channels.link}"),
+        *("-device", "virtio-serial-pci,id=ports"),
+        *("-device", f"virtserialport,bus=ports.0,chardev=link,name={LINK_PORT}"),
+    ]
+
+
+def _drives(config: MachineConfig) -> list[str]:
+    words = []
+    for number, descriptor in sorted(config.fd_sets.items()):
+        words += ["-add-fd", f"fd={descriptor},set={number}"]
+    words += ["-device", "virtio-scsi-pci,id=scsi"]
+    for index, drive in enumerate(config.drives):
+        node = f"drive{index}"
+        words += ["-blockdev", json.dumps(blockdev(node, drive))]
+        device = f"scsi-hd,bus=scsi.0,lun={index},drive={node},serial={drive.serial}"
+        # A full disk of the host is an I/O error for the container and a message for the user (vch/machine.py);
+        # QEMU's default, to stop the machine, would hang both.
+        words += ["-device", device + ("" if drive.read_only else ",werror=report")]
+    return words
+
+
+def blockdev(node: str, drive: Drive) -> dict[str, object]:
+    """The block node of a drive, as -blockdev and QMP's blockdev-add take it."""
+    return {
+        "driver": "vmdk",
+        "node-name": node,
+        "read-only": drive.read_only,
+        "discard": "unmap",
+        "cache": {"direct": False, "no-flush": drive.volatile},
+        "file": {"driver": "file", "filename": drive.path},
+    }
+
+
+def _network(network: UserNetwork | None) -> list[str]:
+    if network is None:
+        return []
+    forwards = [
+        f"hostfwd={port.protocol}:{port.host_address}:{port.host_port}-:{port.guest_port}" for port in network.published
+    ]
+    return [
+        *("-netdev", ",".join(["user", "id=net", "ipv6=off", *forwards])),
+        *("-device", f"virtio-net-pci,netdev=net,mac={network.mac},romfile="),
+    ]
+
+
+def _boot(boot: BootFiles) -> list[str]:
+    initramfs: Sequence[str] = ("-initrd", str(boot.initramfs)) if boot.initramfs else ()
+    return ["-kernel", str(boot.kernel), *initramfs, "-append", " ".join(boot.arguments)]
+
+
+def _escaped(value: str) -> str:
+    """A value inside one of QEMU's comma-separated options."""
+    return value.replace(",", ",,")

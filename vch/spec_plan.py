@@ -1,0 +1,177 @@
+"""From options and image config to the spec of one container VM, as Docker merges them.  Pure.
+
+Docker's rules (moby, daemon/create.go and runconfig): --entrypoint replaces the image's entrypoint and drops its Cmd;
+a command given replaces Cmd; environment variables replace the image's by name and keep their place; the image's
+volumes exist unless the user mounted something there; the rest is the user's word where there is one.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tether.spec import Disk, Host, Identity, Interface, Layer, Network, Process, Root, Spec, Terminal, Tmpfs, Volume
+from vch import qemu, values
+from vch.errors import UsageError
+from vch.run_options import RunOptions
+from vch.values import VolumeMount
+
+if TYPE_CHECKING:
+    from imagebuild.imageconfig import RunConfig
+
+IMAGE_SERIAL = "image"  # the disk of all layers, one GPT partition each
+TOP_SERIAL = "top"  # the disk of what the container writes
+VOLUME_SERIAL = "volume{}"  # + number, in the order of `volume_mounts`
+SHORT_ID = 12  # digits of the ID that make the default host name, as with Docker
+DEFAULT_STOP_SIGNAL = 15  # SIGTERM
+
+
+@dataclass(frozen=True)
+class Resolver:
+    """What the host's resolver knows that is not an address: slirp answers the queries."""
+
+    search: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What the machine brings: its identity, NIC, how many layers its image disk has, the user's terminal."""
+
+    id: str
+    mac: str
+    layers: int
+    resolver: Resolver = Resolver()
+    terminal: Terminal | None = None
+
+
+def build_spec(options: RunOptions, image: RunConfig, placement: Placement, identity: Identity) -> Spec:
+    """The spec.  Raises UsageError for what makes no sense together."""
+    return Spec(
+        id=placement.id,
+        identity=identity,
+        root=_root(options, placement.layers),
+        network=_network(options, placement),
+        process=_process(options, image, placement.terminal),
+        volumes=tuple(
+            Volume(
+                disk=Disk(serial=VOLUME_SERIAL.format(index)),
+                path=_bytes(mount.path),
+                read_only=mount.read_only,
+                no_copy=mount.no_copy,
+            )
+            for index, mount in enumerate(volume_mounts(options, image))
+        ),
+        tmpfs=tuple(Tmpfs(path=_bytes(mount.path), options=mount.options) for mount in options.tmpfs),
+        stop_signal=stop_signal(options, image),
+    )
+
+
+def volume_mounts(options: RunOptions, image: RunConfig) -> tuple[VolumeMount, ...]:
+    """All volumes, those of the image included, parents before children."""
+    taken = {mount.path for mount in options.volumes} | {mount.path for mount in options.tmpfs}
+    try:
+        wanted = [values.mount_point(path) for path in image.volumes]
+    except ValueError as error:
+        raise UsageError(f"the image declares a volume that cannot be: {error}") from error
+    own = [VolumeMount("", path) for path in dict.fromkeys(wanted) if path not in taken]
+    return tuple(sorted((*options.volumes, *own), key=lambda mount: mount.path.split("/")))
+
+
+def stop_signal(options: RunOptions, image: RunConfig) -> int:
+    """The signal that asks the container to end."""
+    if options.stop_signal is not None:
+        return options.stop_signal
+    if not image.stop_signal:
+        return DEFAULT_STOP_SIGNAL
+    try:
+        return values.parse_signal(image.stop_signal)
+    except ValueError as error:
+        raise UsageError(f"the image's stop signal: {error}") from error
+
+
+def arguments(options: RunOptions, image: RunConfig) -> tuple[str, ...]:
+    """Entrypoint and command."""
+    if options.entrypoint is not None:
+        words = ((options.entrypoint,) if options.entrypoint else ()) + options.command
+    else:
+        words = (image.entrypoint or ()) + (options.command or image.cmd or ())
+    if not words or not words[0]:
+        raise UsageError("no command specified")
+    return words
+
+
+def merge_env(image: Iterable[str], given: Iterable[str]) -> list[str]:
+    """The image's variables with those given in place of theirs; a bare NAME removes one."""
+    merged: dict[str, str] = {}
+    for entry in image:
+        merged[entry.partition("=")[0]] = entry
+    for entry in given:
+        name, equals, _ = entry.partition("=")
+        if equals:
+            merged[name] = entry
+        else:
+            merged.pop(name, None)
+    return list(merged.values())
+
+
+def parse_resolver(text: str) -> Resolver:
+    """Search domains and options of a resolv.conf(5); the last line of each kind counts."""
+    found: dict[str, tuple[str, ...]] = {}
+    for line in text.splitlines():
+        words = line.split()
+        if words and words[0] in ("search", "domain", "options"):
+            found["search" if words[0] == "domain" else words[0]] = tuple(words[1:])
+    search = tuple(word for word in found.get("search", ()) if word != ".")
+    return Resolver(search, found.get("options", ()))
+
+
+def _root(options: RunOptions, layers: int) -> Root:
+    return Root(
+        layers=tuple(Layer(disk=Disk(serial=IMAGE_SERIAL, partition=number)) for number in range(1, layers + 1)),
+        writable=Disk(serial=TOP_SERIAL),
+        read_only=options.read_only,
+    )
+
+
+def _network(options: RunOptions, placement: Placement) -> Network:
+    hostname = options.hostname or placement.id[:SHORT_ID]
+    hosts = tuple(
+        Host(address=qemu.USER_GATEWAY if address == values.HOST_GATEWAY else address, names=(name,))
+        for name, address in options.hosts
+    )
+    if options.network == "none":
+        return Network(hostname=hostname, hosts=hosts)
+    nic = Interface(mac=placement.mac, addresses=(qemu.USER_ADDRESS,), gateway4=qemu.USER_GATEWAY)
+    return Network(
+        hostname=hostname,
+        interfaces=(nic,),
+        nameservers=options.dns or (qemu.USER_RESOLVER,),
+        search=options.dns_search or placement.resolver.search,
+        resolver_options=options.dns_options or placement.resolver.options,
+        hosts=hosts,
+    )
+
+
+def _process(options: RunOptions, image: RunConfig, terminal: Terminal | None) -> Process:
+    cwd = options.workdir or image.working_dir or "/"
+    return Process(
+        args=_all_bytes(arguments(options, image)),
+        env=_all_bytes(merge_env(image.env, options.env)),
+        cwd=_bytes(posixpath.normpath(posixpath.join("/", cwd))),
+        user=image.user if options.user is None else options.user,
+        terminal=(terminal or Terminal()) if options.tty else None,
+        stdin=options.interactive,
+    )
+
+
+def _all_bytes(words: Sequence[str]) -> tuple[bytes, ...]:
+    return tuple(_bytes(word) for word in words)
+
+
+def _bytes(text: str) -> bytes:
+    """What the kernel gets: the caller's own bytes back (PEP 383), everything else as UTF-8."""
+    return os.fsencode(text)
