@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from imagebuild.errors import DiskError
+from .errors import DiskError
 
 SECTOR = 512  # bytes; what SCSI, virtio-blk and VMDK count in
 ENTRY_SIZE = 128

@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagebuild import gpt
-from imagebuild.errors import DiskError
-from imagebuild.gpt import SECTOR
+from . import gpt
+from .errors import DiskError
+from .gpt import SECTOR
 
 NO_PARENT = 0xFFFFFFFF  # the content ID that means "there is no parent"
 DESCRIPTOR_NAME = "disk.vmdk"  # of an image disk, in its own directory
