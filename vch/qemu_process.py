@@ -56,7 +56,7 @@ class QemuProcess:
                 stderr=subprocess.PIPE,
                 pass_fds=tuple(inherited),
                 start_new_session=True,
-                preexec_fn=_die_with_parent(),
+                preexec_fn=_die_with_parent(),  # noqa: PLW1509 - it does nothing that a thread could disturb
             )
         except FileNotFoundError as error:
             raise HostError("start QEMU", command[0], "not installed", REMEDY_INSTALL) from error
