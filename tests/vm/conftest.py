@@ -1,0 +1,90 @@
+"""What the VM tests share: a state folder, real images in a real registry, and `vch` as a user calls it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.debian_image import CannotBuild, debian_python_layout
+from tests.registry_fixture import running_registry
+
+ROOT = Path(__file__).parents[2]
+VCH = ROOT / ".venv/bin/vch"
+Completed = subprocess.CompletedProcess[bytes]
+RUN_SECONDS = 240  # a cold boot takes a few CPU seconds; a loaded machine several times that
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The state folder of this run.  Kernels and initramfs come from the user's own, where they are kept by content."""
+    folder = Path(os.environ.get("VCH_TEST_HOME") or tmp_path_factory.mktemp("home"))
+    os.environ["VCH_HOME"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of an empty docker-registry."""
+    with running_registry(tmp_path_factory.mktemp("registry")) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def demo_layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo image as an OCI layout, tag "demo"."""
+    from imagebuild.demo import write_demo
+
+    layout = tmp_path_factory.mktemp("demo") / "layout"
+    write_demo(layout)
+    return layout
+
+
+@pytest.fixture(scope="session")
+def busybox_image(registry: str, demo_layout: Path) -> str:
+    """Reference of busybox in the registry."""
+    return copied(f"oci:{demo_layout}:demo", f"{registry}/library/busybox:1.35")
+
+
+@pytest.fixture(scope="session")
+def python_image(registry: str) -> str:
+    """Reference of Debian with Python in the registry; skips where it cannot be made."""
+    try:
+        layout = debian_python_layout()
+    except CannotBuild as reason:
+        pytest.skip(str(reason))
+    return copied(f"oci:{layout}:latest", f"{registry}/debian/python:3.11")
+
+
+def copied(source: str, reference: str) -> str:
+    """Copies an image into the registry with skopeo, a program that is not ours; gives the reference."""
+    if not shutil.which("skopeo"):
+        pytest.skip("skopeo is not installed (apt install skopeo)")
+    command = ["skopeo", "copy", "--quiet", "--dest-tls-verify=false", source, f"docker://{reference}"]
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=RUN_SECONDS)
+    return reference
+
+
+class Vch:
+    """The `vch` command, as a subprocess with the state folder of the tests."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+
+    def __call__(self, *words: str, stdin: bytes = b"", timeout: float = RUN_SECONDS) -> Completed:
+        return subprocess.run([VCH, *words], input=stdin, capture_output=True, timeout=timeout, check=False)
+
+    def start(self, *words: str) -> subprocess.Popen[bytes]:
+        """Starts it and returns at once."""
+        pipe = subprocess.PIPE
+        return subprocess.Popen([VCH, *words], stdin=pipe, stdout=pipe, stderr=pipe)
+
+
+@pytest.fixture(scope="session")
+def vch(home: Path) -> Vch:
+    """Runs `vch`."""
+    return Vch(home)
