@@ -1,0 +1,96 @@
+"""tether, PID 1 of a container VM.  `boot` is what it does from the first instruction to the last.
+
+A step that fails ends the VM, and says so to the appliance (Goodbye) and on the console: step, object, cause, remedy.
+Nothing is printed when all goes well.
+"""
+
+from tether import files, kernelargs, pid1
+from tether.agent import Agent
+from tether.console import say
+from tether.container import Container
+from tether.faults import fault_of, one_line
+from tether.hostlink import open_link
+from tether.identity import take_identity
+from tether.link.messages import Fault
+from tether.modules import load_modules
+from tether.power import power_off
+from tether.steps import StepFailed, Steps
+
+
+class Boot:
+    """What is known at any moment, so that an end at any moment can be a proper one."""
+
+    def __init__(self) -> None:
+        self.steps = Steps()
+        self.arguments = kernelargs.KernelArguments()
+        self.agent: Agent | None = None
+        self.container: Container | None = None
+
+    def up(self) -> str:
+        """The boot diagram.  Gives the reason for the power-off; raises StepFailed."""
+        step = self.steps
+        with step("mount pseudo filesystems"):
+            pid1.mount_own()
+            self.arguments = kernelargs.parse(files.read("/proc/cmdline").decode())
+        with step("load modules"):
+            load_modules()
+        with step("open link"):
+            self.agent = agent = Agent(open_link(self.arguments.port), pid1.behave_as_init(), step)
+
+        agent.say_hello()
+        start = agent.wait_for_start()
+        if start is None:
+            return "asked to stop before it was told what to run"
+        spec = start.spec
+
+        with step("take identity"):
+            take_identity(spec.identity)
+        with step("check spec"):
+            self.container = container = Container(spec)
+        with step("mount layers"):
+            container.mount_layers()
+        with step("mount writable disk"):
+            container.mount_writable()
+        with step("stack root"):
+            container.stack()
+        with step("furnish root"):
+            container.furnish()
+        with step("mount volumes"):
+            container.mount_volumes()
+        with step("configure network"):
+            container.configure_network()
+        agent.start_primary(container.place, spec.process)
+
+        shutdown = agent.serve()
+        agent.stop_sessions(spec.stop_signal, shutdown.grace_ms)
+        return shutdown.reason or "asked to stop"
+
+    def down(self, reason: str, fault: Fault | None) -> None:
+        """The way out, whatever has been reached."""
+        if self.agent is not None and fault is not None:
+            self.agent.fail(fault)
+            self.agent.stop_sessions(0, 0)
+        if self.container is not None:
+            self.container.unmount()
+        if self.agent is not None:
+            self.agent.farewell(reason, fault)
+
+
+def main() -> None:
+    """PID 1.  Does not return, and no exception leaves it: the kernel would panic, and nobody would know why."""
+    boot = Boot()
+    try:
+        reason, fault = boot.up(), None
+    except BaseException as error:  # noqa: BLE001 - see above
+        fault = error.fault if isinstance(error, StepFailed) else fault_of("serve", error)
+        reason = one_line(fault)
+        say(reason)
+    try:
+        boot.down(reason, fault)
+    except BaseException as error:  # noqa: BLE001 - see above
+        say(one_line(fault_of("shut down", error)))
+    power_off(boot.arguments.reset_at_end)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+"""The agent: answers what the appliance asks, runs sessions, and tells how they end.
+
+One loop, nothing in it blocks: the link, the pipes of the sessions and the signals of PID 1 are all descriptors.
+"""
+
+import os
+import time
+
+from tether import __version__
+from tether.execute import Place
+from tether.faults import TetherError, fault_of
+from tether.link.endpoint import Endpoint
+from tether.link.events import Readable, Requested, Stopped, Writable
+from tether.link.hello import TETHER
+from tether.link.messages import (
+    FIRST_SESSION_STREAM,
+    PRIMARY,
+    STREAMS_PER_SESSION,
+    Done,
+    Ended,
+    Exec,
+    Fault,
+    Goodbye,
+    Ping,
+    Pong,
+    Ready,
+    Resize,
+    Shutdown,
+    Signal,
+    Signalled,
+    Start,
+    Started,
+)
+from tether.link.reactor import Reactor
+from tether.link.record import Record
+from tether.link.wire import Wire
+from tether.memory import oom_kills, resident_kib
+from tether.pid1 import CHILD, STOPPING, kernel_release
+from tether.reaper import Reaper
+from tether.session import Running, Session
+from tether.spec import Process, Terminal
+from tether.steps import StepFailed, Steps
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+    from collections.abc import Callable
+
+    from tether.link.events import Event
+    from tether.link.transport import Transport
+else:
+    import _signal
+
+KILL_S = 10.0  # for processes to die and their output to be read, after SIGKILL; the host's own deadline is longer
+FAREWELL_S = 3.0  # for the last messages to reach the appliance, if it is there at all
+KILLED = _signal.SIGKILL
+EVERYBODY = -1  # kill(2): all processes but PID 1
+SIGNAL_BYTES = 4096
+
+
+class Agent:
+    """See the module.  `stopping` is None until somebody wants the VM to end."""
+
+    def __init__(self, transport: "Transport", arrived: int, steps: Steps) -> None:
+        self.reactor, self.steps = Reactor(), steps
+        self.endpoint = Endpoint(TETHER, transport.limits, software=f"tether {__version__}")
+        self.wire = Wire(self.reactor, self.endpoint, self._take)
+        self.stopping: Shutdown | None = None
+        self.failure: Fault | None = None
+        self._start: tuple[int, Start] | None = None  # the Start that was asked for, and its request
+        self._place: Place | None = None
+        self._reaper = Reaper()
+        self._sessions: dict[int, Session] = {}
+        self._waiting: dict[int, int] = {}  # sessions that were asked for -> the request to answer
+        self._kills_before: dict[int, int] = {}  # session -> count of OOM kills when it began
+        self._ended: set[int] = set()  # sessions whose Ended was sent
+        self._arrived = arrived
+        self.reactor.watch(arrived, self._signals_arrived)
+        self._requests: dict[type[Record], Callable[[int, Record], None]] = {
+            Start: self._take_start,
+            Exec: self._take_exec,
+            Signal: self._take_signal,
+            Resize: self._take_resize,
+            Shutdown: self._take_shutdown,
+            Ping: self._take_ping,
+        }
+        self.wire.attach(transport)
+
+    # the phases of its life
+
+    def say_hello(self) -> None:
+        """Tells the appliance, as soon as it is there, that this VM is up."""
+        self.endpoint.notify(Ready(version=__version__, kernel=kernel_release(), phases=self.steps.taken()))
+
+    def wait_for_start(self) -> Start | None:
+        """Serves until a Start comes; None if the VM is to end instead."""
+        self._run(lambda: self._start is not None or self.stopping is not None)
+        return self._start[1] if self._start and not self.stopping else None
+
+    def start_primary(self, place: Place, process: Process) -> None:
+        """Starts the primary session and serves until its program runs.  Raises StepFailed if it does not."""
+        assert self._start is not None
+        self._place = place
+        self._begin(PRIMARY, self._start[0], process)
+        self._run(lambda: PRIMARY not in self._waiting)
+        if self.failure is not None:
+            raise StepFailed(self.failure)
+
+    def serve(self) -> Shutdown:
+        """Serves until the VM is to end."""
+        self._run(lambda: self.stopping is not None)
+        assert self.stopping is not None
+        return self.stopping
+
+    def stop_sessions(self, stop_signal: int, grace_ms: int) -> None:
+        """Ends every process: the primary one may end by itself within the grace, the rest is killed."""
+        primary = self._sessions.get(PRIMARY)
+        if primary is not None and isinstance(primary.state, Running) and grace_ms > 0:
+            primary.signal(stop_signal)
+            self._run(lambda: primary.over, grace_ms / 1000)
+        kill_everybody()
+        self._run(lambda: self._reaper.childless and all(item.drained for item in self._sessions.values()), KILL_S)
+
+    def fail(self, fault: Fault) -> None:
+        """Answers the Start that could not be done (the primary session's own failure has been answered already)."""
+        if self._start is not None and PRIMARY not in self._sessions:
+            self.endpoint.answer(self._start[0], fault)
+
+    def farewell(self, reason: str, fault: Fault | None) -> None:
+        """Says why the VM ends, and waits a little for the appliance to have it."""
+        self.endpoint.notify(Goodbye(reason=reason, fault=fault))
+        if self.wire.flush(FAREWELL_S):
+            self.endpoint.leave(reason)
+            self.reactor.run_once(0)
+
+    # the loop
+
+    def _run(self, until: "Callable[[], bool]", seconds: float | None = None) -> None:
+        """Serves until `until` is true, or for `seconds`."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while not until():
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return
+            self.reactor.run_once(left)
+
+    def _take(self, event: "Event") -> None:
+        """Something has happened on the link."""
+        if isinstance(event, Requested):
+            self._requested(event.id, event.message)
+        elif isinstance(event, (Readable, Writable, Stopped)):
+            session = self._sessions.get((event.stream - FIRST_SESSION_STREAM) // STREAMS_PER_SESSION)
+            if session is not None:
+                session.stream_is_ready(event.stream)
+
+    def _signals_arrived(self, _ready: int) -> None:
+        numbers = os.read(self._arrived, SIGNAL_BYTES)
+        for number in STOPPING:
+            if number in numbers:
+                self.stopping = self.stopping or Shutdown(grace_ms=10000, reason=_signal.strsignal(number) or "signal")
+        if CHILD in numbers:
+            self._reap()
+
+    def _reap(self) -> None:
+        if self._reaper.collect():
+            self.reactor.soon(self._reap)  # there may be more: after the others have had their turn
+        self._settle()
+
+    # requests
+
+    def _requested(self, id: int, message: Record) -> None:
+        """Every request gets an answer; what goes wrong with it is one."""
+        try:
+            self._requests[type(message)](id, message)
+        except (TetherError, OSError) as error:
+            self.endpoint.answer(id, fault_of(type(message).__name__.lower(), error))
+
+    def _take_start(self, id: int, message: Record) -> None:
+        assert isinstance(message, Start)
+        if self._start is not None:
+            raise TetherError("container", "has been started already", hint="a VM runs one container")
+        self._start = (id, message)
+
+    def _take_exec(self, id: int, message: Record) -> None:
+        assert isinstance(message, Exec)
+        if self._place is None or PRIMARY in self._waiting or self._sessions[PRIMARY].over:
+            raise TetherError("container", "is not running")
+        if message.session in self._sessions or message.session <= PRIMARY:
+            raise TetherError(f"session {message.session}", "is taken", hint="give every exec a number of its own")
+        self._begin(message.session, id, message.process)
+
+    def _take_signal(self, id: int, message: Record) -> None:
+        assert isinstance(message, Signal)
+        self._session(message.session).signal(message.number)
+        self.endpoint.answer(id, Done())
+
+    def _take_resize(self, id: int, message: Record) -> None:
+        assert isinstance(message, Resize)
+        self._session(message.session).resize(Terminal(rows=message.rows, columns=message.columns))
+        self.endpoint.answer(id, Done())
+
+    def _take_shutdown(self, id: int, message: Record) -> None:
+        assert isinstance(message, Shutdown)
+        self.endpoint.answer(id, Done())
+        self.stopping = self.stopping or message
+
+    def _take_ping(self, id: int, _message: Record) -> None:
+        self.endpoint.answer(id, Pong(monotonic_ns=time.monotonic_ns(), realtime_ns=time.time_ns()))
+
+    # sessions
+
+    def _session(self, number: int) -> Session:
+        if number not in self._sessions:
+            raise TetherError(f"session {number}", "does not exist")
+        return self._sessions[number]
+
+    def _begin(self, number: int, request: int, process: Process) -> None:
+        assert self._place is not None
+        session = Session(number, self._session_started, self._session_changed)
+        self._kills_before[number] = oom_kills()
+        session.start(self.reactor, self.endpoint, self._reaper, self._place, process)
+        self._sessions[number], self._waiting[number] = session, request
+
+    def _session_started(self, session: Session, fault: Fault | None) -> None:
+        request = self._waiting.pop(session.number)
+        if fault is None:
+            assert isinstance(session.state, Running)
+            self.endpoint.answer(request, Started(pid=session.state.pid, phases=self.steps.taken(),
+                                                  resident_kib=resident_kib()))
+            return
+        self.endpoint.answer(request, fault)
+        if session.number == PRIMARY:
+            self.failure = fault
+        else:
+            self._forget(session)
+
+    def _session_changed(self, session: Session) -> None:
+        """A process is gone, or its output complete.  With the primary one everything ends."""
+        if session.number == PRIMARY and not self._reaper.childless:
+            kill_everybody()
+        self._settle()
+
+    def _settle(self) -> None:
+        """Tells the end of the sessions that have come to it.
+
+        The primary session's comes when no process is left and all it wrote is on its way; an exec's as soon as its
+        process is gone, because what it left in the background may hold its output open for ever.
+        """
+        for session in list(self._sessions.values()):
+            if session.over and session.number not in self._waiting:
+                if session.number != PRIMARY:
+                    self._tell_end(session)
+                    if session.drained:
+                        self._forget(session)
+                elif self._reaper.childless and session.drained:
+                    self._tell_end(session)
+
+    def _tell_end(self, session: Session) -> None:
+        if session.number in self._ended:
+            return
+        self._ended.add(session.number)
+        state = session.end_state
+        killed = isinstance(state, Signalled) and state.number == KILLED
+        grew = oom_kills() > self._kills_before[session.number]
+        self.endpoint.notify(Ended(session=session.number, state=state,
+                                   oom_killed=grew and (killed or session.number == PRIMARY)))
+
+    def _forget(self, session: Session) -> None:
+        """An exec leaves nothing behind; its number may be used again."""
+        for record in (self._sessions, self._kills_before):
+            record.pop(session.number, None)
+        self._ended.discard(session.number)
+
+
+def kill_everybody() -> None:
+    """SIGKILL to every process but PID 1.  The kernel does it in one go: no fork bomb is faster."""
+    try:
+        os.kill(EVERYBODY, KILLED)
+    except ProcessLookupError:
+        return  # there is none

@@ -1,0 +1,75 @@
+"""The container of this VM: from the spec to a root filesystem with a network, and back to clean disks.
+
+Each function is one step of the boot diagram (tether/__main__.py).
+"""
+
+import os
+
+from tether import furnish, network, root, volumes
+from tether.execute import Place
+from tether.faults import TetherError
+from tether.spec import Spec
+from tether.syscalls import MNT_DETACH, MS_RDONLY, MS_REMOUNT, mount, umount
+from tether.terminal import open_devpts
+
+MAX_HOSTNAME = 64  # __NEW_UTS_LEN of linux/utsname.h
+
+
+class Container:
+    """Grows step by step; what was mounted is remembered for the end."""
+
+    def __init__(self, spec: Spec) -> None:
+        if not 0 < len(spec.network.hostname.encode()) <= MAX_HOSTNAME:
+            raise TetherError("spec.network.hostname", f"must have 1 to {MAX_HOSTNAME} characters")
+        self.spec = spec
+        self.plan = root.plan_root(spec.root)
+        self._root = self._devpts = -1
+        self._writable: list[str] = []  # mounted disks that may hold data
+
+    def mount_layers(self) -> None:
+        """Finds the image's disks and mounts its layers."""
+        root.mount_layers(self.plan)
+
+    def mount_writable(self) -> None:
+        """Mounts the disk that takes the container's changes."""
+        root.mount_writable(self.spec.root)
+        self._writable.append(root.WRITABLE)
+
+    def stack(self) -> None:
+        """Stacks the layers to the container's root."""
+        self._root = root.stack(self.plan)
+
+    def furnish(self) -> None:
+        """Gives it /proc, /sys, /dev and the files that name things."""
+        furnish.furnish(self._root)
+        self._devpts = open_devpts(self._root)
+        volumes.mount_names(self._root, self.spec.network, self.spec.root.read_only)
+
+    def mount_volumes(self) -> None:
+        """Mounts tmpfs and volumes, then write-protects the root if the spec says so."""
+        volumes.mount_tmpfs(self._root, self.spec.tmpfs)
+        self._writable += volumes.mount_volumes(self._root, self.spec.volumes)
+        if self.spec.root.read_only:
+            root.seal(self._root)
+
+    def configure_network(self) -> None:
+        """Names the host, switches interfaces on, adds addresses and routes."""
+        network.configure(self.spec.network)
+
+    @property
+    def place(self) -> Place:
+        """Where its processes start."""
+        return Place(root=self._root, devpts=self._devpts, hostname=self.spec.network.hostname)
+
+    def unmount(self) -> None:
+        """Leaves every disk clean.  One that is still busy is made read-only, which writes everything to it too."""
+        for handle in (self._root, self._devpts):
+            if handle >= 0:
+                os.close(handle)
+        if self._root >= 0:
+            umount(root.MERGED, MNT_DETACH)
+        for place in reversed(self._writable):
+            try:
+                umount(place)
+            except OSError:
+                mount("none", place, "", MS_REMOUNT | MS_RDONLY)

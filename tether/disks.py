@@ -1,0 +1,94 @@
+"""Finding disks by what they say of themselves, never by order of appearance.
+
+/sys/block/NAME/serial is virtio-blk's serial number, /sys/block/NAME/device/vpd_pg80 a SCSI disk's ("Unit Serial
+Number" page, SPC-4 7.8.17), and /sys/block/NAME/device links to the SCSI address H:C:T:L.
+"""
+
+import os
+
+from tether import files
+from tether.faults import TetherError
+from tether.link.record import Record
+from tether.spec import Disk
+from tether.uevents import wait_for
+
+_BLOCK = "/sys/block"
+_VPD_HEADER = 4  # bytes: type, page code, length
+_NO_DISKS = ("loop", "ram", "dm-", "zram", "sr")  # block devices that are never meant by a spec
+
+
+class BlockDevice(Record):
+    """A disk as /sys shows it."""
+
+    name: str
+    serial: str = ""
+    scsi: str = ""
+
+
+def find_disk(disk: Disk) -> str:
+    """The device node of `disk`, awaited.  Raises TetherError that says which disks there are instead."""
+    if bool(disk.serial) == bool(disk.scsi):
+        raise TetherError("disk", "the spec names neither or both of serial and SCSI address")
+    return wait_for(describe(disk), lambda: _node(disk), lambda: inventory(block_devices()))
+
+
+def describe(disk: Disk) -> str:
+    """A disk in words."""
+    name = f"disk with serial {disk.serial}" if disk.serial else f"disk at SCSI address {disk.scsi}"
+    return f"partition {disk.partition} of the {name}" if disk.partition else name
+
+
+def matching(devices: list[BlockDevice], disk: Disk) -> list[BlockDevice]:
+    """The devices that the spec may mean."""
+    if disk.serial:
+        return [device for device in devices if device.serial == disk.serial]
+    return [device for device in devices if device.scsi == disk.scsi]
+
+
+def partition_name(name: str, number: int) -> str:
+    """How the kernel names a partition (block/partitions/core.c): sda1, but nvme0n1p1."""
+    if not number:
+        return name
+    return f"{name}p{number}" if name[-1:].isdigit() else f"{name}{number}"
+
+
+def serial_of_vpd(page: bytes) -> str:
+    """The serial number in VPD page 0x80."""
+    length = int.from_bytes(page[2:_VPD_HEADER], "big")
+    return page[_VPD_HEADER:_VPD_HEADER + length].decode("ascii", "replace").strip(" \0")
+
+
+def inventory(devices: list[BlockDevice]) -> str:
+    """What is there, for the message that says what is not."""
+    if not devices:
+        return "this VM has no disks at all: is the controller's driver in the kernel?"
+    shown = (f"{device.name} (serial {device.serial or 'none'}, SCSI {device.scsi or 'none'})" for device in devices)
+    return "this VM has " + ", ".join(shown)
+
+
+def block_devices() -> list[BlockDevice]:
+    """All disks that are there now."""
+    return [_device(name) for name in sorted(os.listdir(_BLOCK)) if not name.startswith(_NO_DISKS)]
+
+
+def _device(name: str) -> BlockDevice:
+    serial = files.read_if_there(f"{_BLOCK}/{name}/serial")
+    page = None if serial else files.read_if_there(f"{_BLOCK}/{name}/device/vpd_pg80")
+    address = os.path.basename(os.readlink(f"{_BLOCK}/{name}/device"))
+    return BlockDevice(
+        name=name,
+        serial=serial.decode("ascii", "replace").strip() if serial else serial_of_vpd(page) if page else "",
+        scsi=address if address.count(":") == 3 else "",
+    )
+
+
+def _node(disk: Disk) -> str | None:
+    found = matching(block_devices(), disk)
+    if len(found) > 1:
+        raise TetherError(describe(disk), "there are several: " + ", ".join(device.name for device in found),
+                          hint="give each disk its own serial number")
+    if not found:
+        return None
+    name = partition_name(found[0].name, disk.partition)
+    there = not disk.partition or os.path.exists(f"{_BLOCK}/{found[0].name}/{name}")
+    return f"/dev/{name}" if there and os.path.exists(f"/dev/{name}") else None

@@ -1,0 +1,201 @@
+"""Starting one process in the container: fork, become what the spec says, execve.
+
+Everything that follows a path of the container or reads its files happens in the child, after chroot: whatever a
+hostile image has there can hurt that child only.  The child tells how far it came through a pipe that execve closes:
+nothing in it means that the program runs, anything else is the Fault.
+"""
+
+import errno
+import os
+import stat
+
+from tether import accounts, environment
+from tether.faults import TetherError, fault_of
+from tether.inside import open_inside
+from tether.link.cbor import dumps, loads
+from tether.link.messages import Fault
+from tether.link.record import Record, decode, encode
+from tether.spec import Process
+from tether.terminal import open_terminal, take_terminal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+else:
+    import _signal
+
+MAX_DATABASE = 1 << 20  # bytes read of /etc/passwd and /etc/group
+MAX_REPORT = 65536  # what fits into a pipe without anybody reading
+_SHOWN = 200  # characters of a name in an error
+_FAILED = 127  # exit status of a child that could not execute; nobody looks at it
+
+
+class Place(Record):
+    """Where a process starts: descriptors of the container's root and of its devpts, and the name it has."""
+
+    root: int
+    devpts: int
+    hostname: str
+
+
+class Child(Record):
+    """A process on its way: descriptors of our ends, -1 where there is none.  `report` ends when execve succeeds.
+
+    With a terminal `stdin` and `stdout` are two descriptors of it and there is no `stderr`.
+    """
+
+    pid: int
+    report: int
+    stdin: int
+    stdout: int
+    stderr: int
+    terminal: int
+
+
+def spawn(place: Place, process: Process, make_cwd: bool) -> Child:
+    """Forks a child that becomes `process`.  Raises OSError if there is no memory, process or descriptor left."""
+    opened: list[int] = []
+    try:
+        ours, theirs = _terminal(place, process, opened) if process.terminal else _pipes(process, opened)
+        report, told = os.pipe()
+        opened += (report, told)
+        pid = os.fork()
+        if not pid:
+            _child(place, process, theirs, told, make_cwd)
+    except OSError:
+        _close(opened)
+        raise
+    _close([told, *dict.fromkeys(theirs)])
+    terminal = ours[0] if process.terminal else -1
+    return Child(pid=pid, report=report, stdin=ours[0], stdout=ours[1], stderr=ours[2], terminal=terminal)
+
+
+def read_report(report: int) -> Fault | None:
+    """What the child told before it became, or failed to become, another program.  Closes the pipe."""
+    try:
+        told = os.read(report, MAX_REPORT)
+    finally:
+        os.close(report)
+    return decode(Fault, loads(told)) if told else None
+
+
+def _terminal(place: Place, process: Process, opened: list[int]) -> tuple[list[int], list[int]]:
+    """Our three ends and the child's, of a terminal."""
+    assert process.terminal is not None
+    ours, theirs = open_terminal(place.devpts, process.terminal)
+    opened += (ours, theirs)
+    second = os.dup(ours)  # one for each direction, so that either can be closed alone
+    opened.append(second)
+    return [ours, second, -1], [theirs, theirs, theirs]
+
+
+def _pipes(process: Process, opened: list[int]) -> tuple[list[int], list[int]]:
+    """Our three ends and the child's, of pipes."""
+    if process.stdin:
+        their_in, our_in = os.pipe()
+        os.set_blocking(our_in, False)
+        opened += (their_in, our_in)
+    else:
+        their_in, our_in = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC), -1
+        opened.append(their_in)
+    our_out, their_out = os.pipe()
+    opened += (our_out, their_out)
+    our_err, their_err = os.pipe()
+    opened += (our_err, their_err)
+    os.set_blocking(our_out, False)
+    os.set_blocking(our_err, False)
+    return [our_in, our_out, our_err], [their_in, their_out, their_err]
+
+
+def _close(handles: list[int]) -> None:
+    for handle in handles:
+        os.close(handle)
+
+
+def _child(place: Place, process: Process, stdio: list[int], told: int, make_cwd: bool) -> None:
+    """The child's whole life; never returns."""
+    step = "session"
+    try:
+        _signal.set_wakeup_fd(-1)  # its signals are not PID 1's business
+        os.setsid()
+        for number, handle in enumerate(stdio):
+            os.dup2(handle, number)
+        if process.terminal:
+            take_terminal()
+        os.fchdir(place.root)
+        os.chroot(".")
+        step = "user"
+        account = accounts.resolve(process.user, _database(place.root, b"/etc/passwd"),
+                                   _database(place.root, b"/etc/group"))
+        step = "working directory"
+        _enter(process.cwd or b"/", make_cwd)
+        step = "user"
+        _become(account, process.terminal is not None)
+        step = "exec"
+        env = environment.merged(process.env, place.hostname, process.terminal is not None, account.home)
+        _execute(process.args, env)
+    except BaseException as error:  # noqa: BLE001 - it is told to the parent, whatever it is
+        os.write(told, dumps(encode(_shortened(fault_of(step, error)))))
+    finally:
+        os._exit(_FAILED)
+
+
+def _database(root: int, path: bytes) -> bytes:
+    """A file of the container's /etc, or nothing if it has none.  Devices and pipes are not read."""
+    try:
+        handle = open_inside(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except (FileNotFoundError, NotADirectoryError):
+        return b""
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        raise TetherError(os.fsdecode(path), "is not a regular file", errno.EINVAL, "the image is damaged")
+    content = b""
+    while len(content) < MAX_DATABASE and (piece := os.read(handle, MAX_DATABASE)):
+        content += piece
+    return content
+
+
+def _enter(cwd: bytes, make: bool) -> None:
+    """Changes to the working directory; one that is missing is made for the primary process, as Docker does."""
+    try:
+        os.chdir(cwd)
+    except FileNotFoundError:
+        if not make:
+            raise
+        os.makedirs(cwd, 0o755, exist_ok=True)
+        os.chdir(cwd)
+
+
+def _become(account: accounts.Account, terminal: bool) -> None:
+    """Hands over standard input and output, so that /dev/stdout can be opened, and takes on the account."""
+    for number in (0,) if terminal else (0, 1, 2):
+        if not stat.S_ISCHR(os.fstat(number).st_mode) or terminal:  # /dev/null stays everybody's
+            os.fchown(number, account.uid, -1 if terminal else account.gid)
+    os.setgroups(account.groups)
+    os.setgid(account.gid)
+    os.setuid(account.uid)
+
+
+def _execute(args: tuple[bytes, ...], env: dict[bytes, bytes]) -> None:
+    """execvp(3), with errors that say which of the causes of ENOENT and EACCES it was.  Returns only by raising."""
+    if not args or not args[0]:
+        raise TetherError("command", "is empty", errno.EINVAL, "give a command, or an image that has one")
+    refused = b""
+    for path in environment.candidates(args[0], env.get(b"PATH", b"")):
+        try:
+            os.execve(path, args, env)
+        except (FileNotFoundError, NotADirectoryError):
+            if os.path.isfile(path):
+                raise TetherError(os.fsdecode(path), "the interpreter or loader that it names does not exist",
+                                  errno.ENOENT, "the image is incomplete, or made for another kind of system") from None
+        except PermissionError:
+            refused = refused or path
+    if refused:
+        what = "is a directory" if os.path.isdir(refused) else "permission denied"
+        raise TetherError(os.fsdecode(refused), what, errno.EACCES, "the command must be an executable file")
+    cause = "no such file or directory" if b"/" in args[0] else "executable file not found in $PATH"
+    raise TetherError(os.fsdecode(args[0]), cause, errno.ENOENT, "check the command and the image")
+
+
+def _shortened(fault: Fault) -> Fault:
+    """The report must fit into a pipe; an argument may be 128 KiB long."""
+    return fault.but(object=fault.object[:_SHOWN], text=fault.text[:_SHOWN])

@@ -1,0 +1,146 @@
+"""Moving bytes between a process's pipes (or terminal) and streams of the link, without ever blocking.
+
+Back-pressure both ways: while the stream's ring is full its pipe is not read, so the process waits in its write; while
+the pipe is full the stream is not read, so its credit does not come back and the host waits.
+"""
+
+import errno
+import os
+
+from tether.link.stream import Stream
+from tether.terminal import END_OF_FILE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tether.link.reactor import Reactor, Watch
+
+CHUNK = 65536  # a pipe holds as much
+AT_ONCE = 4  # chunks in one turn of the loop, so that no stream keeps the others waiting
+
+
+class OutputPump:
+    """From a pipe or terminal to a stream, until its end; then `ended` is called."""
+
+    def __init__(self, reactor: "Reactor", source: int, stream: Stream, ended: "Callable[[], None]") -> None:
+        self._reactor, self._source, self._stream, self._ended = reactor, source, stream, ended
+        self._left = memoryview(b"")  # read, but not yet taken by the stream
+        self.done = False
+        self._watch: Watch | None = reactor.watch(source, self._readable)
+
+    def resume(self) -> None:
+        """The stream has room again."""
+        if self._watch is None and not self.done and self._pass_on():
+            self._watch = self._reactor.watch(self._source, self._readable)
+
+    def _readable(self, _ready: int) -> None:
+        for _ in range(AT_ONCE):
+            try:
+                data = os.read(self._source, CHUNK)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.EIO:  # EIO: the last process has closed its end of the terminal
+                    raise
+                data = b""
+            if not data:
+                self._finish()
+                return
+            self._left = memoryview(data)
+            if not self._pass_on():
+                self._pause()
+                return
+
+    def _pause(self) -> None:
+        """Ends the watch altogether: a hang-up would be reported again and again to one that is only muted."""
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+
+    def _pass_on(self) -> bool:
+        """Gives the stream what is left; true if it took everything."""
+        self._left = self._left[self._stream.write(self._left):]
+        return not self._left
+
+    def _finish(self) -> None:
+        self._pause()
+        os.close(self._source)
+        self.done = True
+        self._stream.finish()
+        self._ended()
+
+
+class InputPump:
+    """From a stream to a pipe or terminal, until the stream ends or nobody reads any more."""
+
+    def __init__(self, reactor: "Reactor", sink: int, stream: Stream, terminal: bool) -> None:
+        self._reactor, self._sink, self._stream, self._terminal = reactor, sink, stream, terminal
+        self._left = memoryview(b"")
+        self._watch: Watch | None = None  # while waiting for the pipe to take more
+        self.done = False
+        self.resume()
+
+    def resume(self) -> None:
+        """The stream has bytes, or has ended."""
+        if self._watch is not None or self.done:
+            return
+        for _ in range(AT_ONCE):
+            if not self._left:
+                self._left = memoryview(self._stream.read(CHUNK))
+            if not self._left:
+                if self._stream.ended:
+                    self._end_of_input()
+                return
+            if not self._pass_on():
+                return
+        self._wait()  # more than enough for one turn: go on as soon as the pipe says so
+
+    def close(self) -> None:
+        """The process is gone: nobody will read what still comes."""
+        if self.done:
+            return
+        self._stop_waiting()
+        os.close(self._sink)
+        self.done = True
+        self._left = memoryview(b"")
+        self._stream.stop()
+
+    def _pass_on(self) -> bool:
+        """Writes what is left; true if the pipe took all of it."""
+        try:
+            self._left = self._left[os.write(self._sink, self._left):]
+        except BlockingIOError:
+            pass  # nothing was taken: wait below
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):  # nobody has the other end open
+                raise
+            self.close()
+            return False
+        if self._left:
+            self._wait()
+            return False
+        return True
+
+    def _wait(self) -> None:
+        if self._watch is None:
+            self._watch = self._reactor.watch(self._sink, self._writable, readable=False, writable=True)
+
+    def _stop_waiting(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+
+    def _writable(self, _ready: int) -> None:
+        self._stop_waiting()
+        if not self._left or self._pass_on():
+            self.resume()
+
+    def _end_of_input(self) -> None:
+        """A pipe is closed; on a terminal the end is a character (our end of it must stay open for its output)."""
+        if self._terminal and not self._left:
+            self._terminal = False
+            self._left = memoryview(END_OF_FILE)
+            if not self._pass_on():
+                return
+        self.close()

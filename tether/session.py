@@ -1,0 +1,158 @@
+"""A session: one process that tether started, with its streams, from the request to the exit status.
+
+    Created ──► Starting ──► Running ──► Exited | Signalled
+                    └──────► Failed                            execve was not reached
+
+The states are records and there are no others.  The exit status may come before the child's report has been read
+(both wait in the same turn of the loop); it is kept until then, so that Started always precedes Ended.
+"""
+
+import os
+
+from tether.execute import Place, read_report, spawn
+from tether.faults import TetherError
+from tether.link.messages import Exited, Fault, Signalled, stderr_of, stdin_of, stdout_of
+from tether.link.record import Record
+from tether.pump import InputPump, OutputPump
+from tether.spec import Process, Terminal
+from tether.terminal import resize
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tether.link.endpoint import Endpoint
+    from tether.link.reactor import Reactor
+    from tether.reaper import Reaper
+
+
+class Created(Record):
+    """Asked for, nothing done yet."""
+
+
+class Starting(Record):
+    """Forked; execve has not been reported."""
+
+    pid: int
+
+
+class Running(Record):
+    """The program runs."""
+
+    pid: int
+
+
+class Failed(Record):
+    """It never ran."""
+
+    fault: Fault
+
+
+State = Created | Starting | Running | Exited | Signalled | Failed
+
+
+class Session:
+    """See the module.
+
+    `started` is called once, with None or the Fault; `changed` when the process is gone, and when its output ends.
+    """
+
+    def __init__(self, number: int, started: "Callable[[Session, Fault | None], None]",
+                 changed: "Callable[[Session], None]") -> None:
+        self.number = number
+        self.state: State = Created()
+        self._started, self._changed = started, changed
+        self._early_status: int | None = None
+        self._terminal = -1
+        self._inputs: dict[int, InputPump] = {}
+        self._outputs: dict[int, OutputPump] = {}
+
+    def start(self, reactor: "Reactor", endpoint: "Endpoint", reaper: "Reaper", place: Place, process: Process) -> None:
+        """Forks.  `started` will be called from the loop.  Raises OSError if there is not even a child."""
+        child = spawn(place, process, make_cwd=self.number == 0)
+        self.state = Starting(pid=child.pid)
+        self._terminal = child.terminal
+        reaper.expect(child.pid, self._exited)
+        if child.stdin >= 0:
+            number = stdin_of(self.number)
+            self._inputs[number] = InputPump(reactor, child.stdin, endpoint.stream(number), child.terminal >= 0)
+        for handle, number in ((child.stdout, stdout_of(self.number)), (child.stderr, stderr_of(self.number))):
+            if handle >= 0:
+                self._outputs[number] = OutputPump(reactor, handle, endpoint.stream(number), self._output_ended)
+
+        def reported(_ready: int) -> None:
+            watch.close()
+            self._reported(child.pid, read_report(child.report))
+
+        watch = reactor.watch(child.report, reported)
+
+    @property
+    def drained(self) -> bool:
+        """All output has been read and given to the streams."""
+        return all(pump.done for pump in self._outputs.values())
+
+    @property
+    def over(self) -> bool:
+        """The process is gone, or never ran."""
+        return isinstance(self.state, (Exited, Signalled, Failed))
+
+    @property
+    def end_state(self) -> Exited | Signalled:
+        """How the process ended.  Raises AssertionError if it has not."""
+        assert isinstance(self.state, (Exited, Signalled))
+        return self.state
+
+    def stream_is_ready(self, number: int) -> None:
+        """A stream of this session has news (bytes, room, or its end)."""
+        if number in self._inputs:
+            self._inputs[number].resume()
+        elif number in self._outputs:
+            self._outputs[number].resume()
+
+    def signal(self, number: int) -> None:
+        """Sends a signal to the process.  Raises TetherError if it does not run."""
+        if not isinstance(self.state, Running):
+            raise TetherError(f"session {self.number}", "is not running", hint="it has ended, or has not started yet")
+        os.kill(self.state.pid, number)  # the pid is ours until the reaper has collected it
+
+    def resize(self, size: Terminal) -> None:
+        """Changes the size of the terminal.  Raises TetherError if there is none."""
+        if self._terminal < 0 or self.over or all(pump.done for pump in self._outputs.values()):
+            raise TetherError(f"session {self.number}", "has no terminal", hint="start it with a terminal")
+        resize(self._terminal, size)
+
+    def _reported(self, pid: int, fault: Fault | None) -> None:
+        """The child has become the program, or says why not."""
+        self.state = Running(pid=pid) if fault is None else Failed(fault=fault)
+        if fault is not None:
+            self._close_inputs()
+        self._started(self, fault)
+        if self._early_status is not None and fault is None:
+            self._exited(self._early_status)
+
+    def _exited(self, status: int) -> None:
+        """The reaper has the process."""
+        if isinstance(self.state, Starting):
+            self._early_status = status
+            return
+        if isinstance(self.state, Failed):
+            return
+        self.state = state_of(status)
+        self._close_inputs()
+        self._changed(self)
+
+    def _close_inputs(self) -> None:
+        for pump in self._inputs.values():
+            pump.close()
+
+    def _output_ended(self) -> None:
+        """An output stream is complete; whoever waits for `drained` looks again."""
+        if self.over and self.drained:
+            self._changed(self)
+
+
+def state_of(status: int) -> Exited | Signalled:
+    """The state that a wait status means (wait(2))."""
+    if os.WIFSIGNALED(status):
+        return Signalled(number=os.WTERMSIG(status), core=os.WCOREDUMP(status))
+    return Exited(code=os.WEXITSTATUS(status))

@@ -1,0 +1,113 @@
+"""The system calls that Python has no name for.
+
+Through `_ctypes`, the extension under the module ctypes: importing the latter executes 12 million instructions (about
+0.1 s of a cold boot without KVM), what is used of it here is a tenth.  Constants are named as in the kernel's headers
+(linux/mount.h, linux/openat2.h, linux/reboot.h).  Every function raises OSError with the name of its object.
+"""
+
+import os
+import struct
+from _ctypes import FUNCFLAG_CDECL, FUNCFLAG_USE_ERRNO, CFuncPtr, _SimpleCData, dlopen, dlsym, get_errno
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_REMOUNT = 32
+MS_NOATIME = 1024
+MS_BIND = 4096
+MS_MOVE = 8192
+MS_REC = 16384
+MS_PRIVATE = 1 << 18
+MNT_DETACH = 2
+
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_IN_ROOT = 0x10
+
+RB_AUTOBOOT = 0x01234567
+RB_POWER_OFF = 0x4321FEDC
+RB_DISABLE_CAD = 0
+
+RLIMIT_NOFILE = 7
+
+PAGE = 4096  # mount(2) takes one page of options and cuts the rest off in silence
+
+_SYS_FINIT_MODULE = 313  # x86-64; asm/unistd_64.h
+_SYS_OPENAT2 = 437
+
+
+class _Long(_SimpleCData):  # type: ignore[type-arg]  # not generic at run time
+    """C's long: a plain Python int would be passed as an int."""
+
+    _type_ = "l"
+
+
+class _Function(CFuncPtr):
+    """A function of the C library that returns a long and sets errno."""
+
+    _flags_ = FUNCFLAG_CDECL | FUNCFLAG_USE_ERRNO
+    _restype_ = _Long
+
+
+_LIBC = dlopen(None, 0)  # type: ignore[arg-type]  # None is the running program, as for dlopen(3)
+_mount = _Function(dlsym(_LIBC, "mount"))
+_umount2 = _Function(dlsym(_LIBC, "umount2"))
+_prlimit = _Function(dlsym(_LIBC, "prlimit"))
+_reboot = _Function(dlsym(_LIBC, "reboot"))
+_syscall = _Function(dlsym(_LIBC, "syscall"))
+
+
+def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str = "") -> None:
+    """mount(2).  Raises OSError with the target as its file name; EINVAL for options that would be cut off."""
+    data = os.fsencode(options)
+    if len(data) >= PAGE:
+        raise OSError(7, f"{len(data)} bytes of mount options do not fit into a page", target)
+    if _int(_mount(os.fsencode(source), os.fsencode(target), kind.encode(), _Long(flags), data)) < 0:
+        raise _error(target)
+
+
+def umount(target: str, flags: int = 0) -> None:
+    """umount2(2)."""
+    if _int(_umount2(os.fsencode(target), flags)) < 0:
+        raise _error(target)
+
+
+def openat2(folder: int, path: bytes, flags: int, resolve: int) -> int:
+    """openat2(2): a descriptor (close-on-exec) of `path` below `folder`, resolved as `resolve` says."""
+    how = struct.pack("QQQ", flags | os.O_CLOEXEC, 0, resolve)
+    handle = _int(_syscall(_Long(_SYS_OPENAT2), folder, path, how, _Long(len(how))))
+    if handle < 0:
+        raise _error(path)
+    return handle
+
+
+def finit_module(handle: int, name: str) -> None:
+    """finit_module(2): loads the kernel module that is open as `handle`."""
+    if _int(_syscall(_Long(_SYS_FINIT_MODULE), handle, b"", 0)) < 0:
+        raise _error(name)
+
+
+def set_limit(resource: int, value: int) -> None:
+    """setrlimit(2) of soft and hard limit (the module resource is a shared object more to load)."""
+    if _int(_prlimit(0, resource, struct.pack("QQ", value, value), None)) < 0:
+        raise _error(f"limit {resource}")
+
+
+def reboot(command: int) -> None:
+    """reboot(2).  RB_POWER_OFF and RB_AUTOBOOT do not return."""
+    if _int(_reboot(_Long(command))) < 0:
+        raise _error("reboot")
+
+
+def _int(value: "Any") -> int:
+    """The number in what a foreign function gave back as its return type."""
+    return int(value)
+
+
+def _error(name: "str | bytes") -> OSError:
+    number = get_errno()
+    return OSError(number, os.strerror(number), name)

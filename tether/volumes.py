@@ -1,0 +1,107 @@
+"""What is mounted over the root: tmpfs, volumes, and the files that name things.
+
+A volume is an ext4 disk.  An empty one is first filled with what the image has at its place (Docker's rule), and gets
+the owner and mode of that folder.  The folder lost+found, which mke2fs makes, is removed while it is empty: programs
+that want an empty data folder (PostgreSQL's initdb) refuse it, and e2fsck makes it anew when it needs it.
+"""
+
+import errno
+import os
+
+from tether import files
+from tether.disks import find_disk
+from tether.faults import TetherError
+from tether.inside import Mount, by_handle, make_folder, mount_file, mount_folder
+from tether.names import hostname_text, hosts_text, resolv_text
+from tether.root import mount_disk
+from tether.spec import Network, Tmpfs, Volume
+from tether.syscalls import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_REMOUNT, mount
+from tether.tree import copy_tree
+
+VOLUMES = "/v"
+NAMES = "/n"
+NAMES_SIZE = "size=1m,mode=0755"  # the container may write to its hosts file, but not fill our memory with it
+VOLUME_FILESYSTEM = "ext4"
+LOST_FOUND = "lost+found"
+
+# mount(8) options that are flags of mount(2); Docker's --tmpfs has noexec, nosuid and nodev unless told otherwise.
+_FLAGS = {"ro": MS_RDONLY, "nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec": MS_NOEXEC}
+_CLEARING = {"rw": MS_RDONLY, "suid": MS_NOSUID, "dev": MS_NODEV, "exec": MS_NOEXEC}
+_TMPFS_DEFAULT = MS_NOSUID | MS_NODEV | MS_NOEXEC
+
+
+def tmpfs_mount(tmpfs: Tmpfs) -> Mount:
+    """The mount for Docker's --tmpfs: words that are flags become flags, the rest goes to the filesystem."""
+    flags, rest = _TMPFS_DEFAULT, []
+    for word in tmpfs.options.split(","):
+        if word in _FLAGS:
+            flags |= _FLAGS[word]
+        elif word in _CLEARING:
+            flags &= ~_CLEARING[word]
+        elif word:
+            rest.append(word)
+    return Mount(path=tmpfs.path, kind="tmpfs", flags=flags, options=",".join(rest))
+
+
+def mount_tmpfs(root: int, wanted: tuple[Tmpfs, ...]) -> None:
+    """Mounts the tmpfs that the spec asks for."""
+    for tmpfs in wanted:
+        mount_folder(root, tmpfs_mount(tmpfs))
+
+
+def mount_volumes(root: int, wanted: tuple[Volume, ...]) -> list[str]:
+    """Mounts the volumes, parents before what is below them; gives the places where their disks are mounted."""
+    places = []
+    if wanted:
+        os.mkdir(VOLUMES)
+    for number, volume in enumerate(sorted(wanted, key=lambda volume: volume.path.count(b"/"))):
+        place = f"{VOLUMES}/{number}"
+        os.mkdir(place)
+        mount_disk(find_disk(volume.disk), place, VOLUME_FILESYSTEM, MS_RDONLY if volume.read_only else 0)
+        places.append(place)
+        if not volume.read_only:
+            _prepare(root, volume, place)
+        mount_folder(root, Mount(path=volume.path, source=place, flags=MS_BIND))
+    return places
+
+
+def mount_names(root: int, network: Network, read_only: bool) -> None:
+    """Mounts our hosts, hostname and resolv.conf over the container's (read-only where its root is)."""
+    os.mkdir(NAMES)
+    mount("tmpfs", NAMES, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, NAMES_SIZE)
+    texts = {"hosts": hosts_text(network), "hostname": hostname_text(network), "resolv.conf": resolv_text(network)}
+    for name, text in texts.items():
+        files.write(f"{NAMES}/{name}", text)
+        item = Mount(path=b"/etc/" + name.encode(), source=f"{NAMES}/{name}", flags=MS_BIND)
+        mount_file(root, item)
+        if read_only:
+            mount_file(root, item.but(flags=MS_BIND | MS_REMOUNT | MS_RDONLY))
+
+
+def _prepare(root: int, volume: Volume, place: str) -> None:
+    """Fills an empty volume from the image."""
+    _remove_lost_found(place)
+    if os.listdir(place):
+        return
+    source = make_folder(root, volume.path)
+    try:
+        like = os.fstat(source)
+        os.chown(place, like.st_uid, like.st_gid)
+        os.chmod(place, like.st_mode & 0o7777)
+        if not volume.no_copy:
+            copy_tree(by_handle(source), place)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise TetherError(f"volume {os.fsdecode(volume.path)}", "is too small for what the image has there",
+                              errno.ENOSPC, "make it larger, or do not copy (volume-nocopy)") from error
+        raise
+    finally:
+        os.close(source)
+
+
+def _remove_lost_found(place: str) -> None:
+    try:
+        os.rmdir(f"{place}/{LOST_FOUND}")
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise
