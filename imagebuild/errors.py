@@ -6,11 +6,13 @@
     │   ├── AuthError      ... because of who we are (401, 403)
     │   └── NotFoundError  ... because it does not have it (404)
     ├── ManifestError      a manifest, index or image config that is malformed, or offers nothing for us
+    ├── SourceError        a folder or archive that cannot be read as an image
     ├── LayerError         a layer that is not what its manifest promises, or that no disk can hold
     ├── StoreError         the local store: full, locked, damaged
     ├── DiskError          a disk that cannot be made
     ├── KernelError        a kernel or a module that is missing or cannot be built
-    └── InitramfsError     a boot image that cannot be assembled
+    ├── InitramfsError     a boot image that cannot be assembled
+    └── MediaError         an ISO or OVA that cannot be made
 
 Every error answers four questions, because a person reads it who did not write this: at which *step*, with which
 *subject* (a digest, a path, a reference), what was the *cause*, and what to do about it (*remedy*).
@@ -51,6 +53,10 @@ class ManifestError(OperationError):
     """A manifest, index or image config that is malformed, hostile, obsolete, or for another platform."""
 
 
+class SourceError(OperationError):
+    """An OCI layout or an archive that is missing, damaged, or has not the image that was asked for."""
+
+
 class LayerError(OperationError):
     """A layer that is truncated, corrupt, oversized, hostile, or not what its digest says."""
 
@@ -69,3 +75,7 @@ class KernelError(OperationError):
 
 class InitramfsError(OperationError):
     """A boot image that cannot be assembled."""
+
+
+class MediaError(OperationError):
+    """An ISO or OVA that cannot be made: its parts, its size or its spec do not fit."""

@@ -115,15 +115,16 @@ def plan_image_disk(layers: Sequence[tuple[str, int]]) -> ImageDiskPlan:
     return ImageDiskPlan(tuple(extents), tuple(partitions), at + back, text)
 
 
-def image_disk(layers: Sequence[DiskLayer], directory: Path) -> Path:
+def image_disk(layers: Sequence[DiskLayer], directory: Path, *, links_from: Path | None = None) -> Path:
     """Make an image's disk in the existing, empty ``directory`` and return its descriptor's path.
 
-    The layer files stay where they are; ``directory`` gets relative symbolic links to them.  The descriptor is written
-    last, so that a directory with a descriptor is a whole disk.
+    The layer files stay where they are; ``directory`` gets relative symbolic links to them, as they are right in
+    ``links_from`` if the directory is to be moved there.  The descriptor is written last, so that a directory with a
+    descriptor is a whole disk.
     """
     plan = plan_image_disk([(layer.diff_id, layer.path.stat().st_size) for layer in layers])
     for extent, layer in zip(plan.extents[1:-1], layers, strict=True):
-        (directory / extent.name).symlink_to(os.path.relpath(layer.path, directory))
+        (directory / extent.name).symlink_to(os.path.relpath(layer.path, links_from or directory))
     front, back = directory / plan.extents[0].name, directory / plan.extents[-1].name
     front.write_bytes(gpt.primary(plan.partitions, plan.sectors))
     os.truncate(front, _FRONT_SECTORS * SECTOR)

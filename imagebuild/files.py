@@ -1,0 +1,61 @@
+"""Files that are either whole or not there, also after a kill or a power cut."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import StoreError
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space (imagebuild gc), or set VCH_HOME to a larger disk",
+    errno.EDQUOT: "free some space (imagebuild gc), or set VCH_HOME to a larger disk",
+    errno.EACCES: "the folder belongs to another user: set VCH_HOME to one of your own",
+    errno.EPERM: "the folder belongs to another user: set VCH_HOME to one of your own",
+    errno.EROFS: "the disk is read-only: set VCH_HOME to a folder elsewhere",
+}
+
+
+@contextmanager
+def explained(step: str, subject: str) -> Iterator[None]:
+    """Turn an OSError of the block into a StoreError that says what to do about it."""
+    try:
+        yield
+    except OSError as error:
+        cause = error.strerror or str(error)
+        if error.filename:
+            cause = f"{error.filename}: {cause}"
+        raise StoreError(step, subject, cause, _REMEDIES.get(error.errno or 0, "")) from error
+
+
+def sync_file(path: Path) -> None:
+    """Have the content of ``path`` on the disk before this returns."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Give a finished file its name: content first, then the name, so that the name never stands for a torso."""
+    sync_file(temporary)
+    temporary.rename(path)
+    sync_file(path.parent)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write or replace ``path`` in one step."""
+    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
+    try:
+        temporary.write_bytes(content)
+        publish(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+TEMPORARY_SUFFIX = ".part"  # of what a killed ``write_whole`` leaves behind

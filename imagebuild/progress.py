@@ -1,0 +1,33 @@
+"""What a pull tells about itself while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Phase(Enum):
+    """Where a layer is on its way."""
+
+    PRESENT = "already here"
+    WAITING = "another process is at it"
+    RUNNING = "downloading and converting"
+    DONE = "done"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One layer's state: ``done`` of ``total`` bytes of its blob.  Those of all layers add up to the image's."""
+
+    digest: str
+    phase: Phase
+    done: int
+    total: int
+
+
+Report = Callable[[Progress], None]  # called from several threads
+
+
+def silent(_: Progress) -> None:
+    """The report of someone who does not want to know."""
