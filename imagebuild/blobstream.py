@@ -16,9 +16,10 @@ import requests
 from .auth import scope_for
 from .body import pieces
 from .client import Ask, Client
-from .endpoint import Endpoint
+from .endpoint import Endpoint, candidates
 from .errors import RegistryError
 from .manifest import Descriptor
+from .reference import Reference
 from .retry import TransientError
 
 # Bytes after which a download counts as alive again, and its failures are forgiven.  Far less, and a server that
@@ -32,14 +33,12 @@ class BlobStream:
     """The bytes of one blob, as an iterator of pieces of mostly 256 KiB to 512 KiB, and a context manager.
 
     It yields exactly the descriptor's number of bytes or raises RegistryError; the digest is the consumer's to check.
-    For use from one thread.  ``endpoints`` are tried in turn, and a download may begin at one and end at another.
+    For use from one thread.  The registry's mirrors are tried first, and a download may begin at one and end at
+    another.
     """
 
-    def __init__(
-        self, client: Client, repository: str, descriptor: Descriptor, endpoints: tuple[Endpoint, ...]
-    ) -> None:
-        self._client, self._repository, self._descriptor = client, repository, descriptor
-        self._endpoints = endpoints
+    def __init__(self, client: Client, reference: Reference, descriptor: Descriptor) -> None:
+        self._client, self._reference, self._descriptor = client, reference, descriptor
         self._response: requests.Response | None = None
         self._pieces = self._run()
         self.delivered = 0  # bytes handed on so far
@@ -69,13 +68,14 @@ class BlobStream:
             response.close()
 
     def _run(self) -> Generator[bytes, None, None]:
-        for endpoint in self._endpoints[:-1]:
+        *mirrors, own = candidates(self._reference.registry, self._client.settings)
+        for mirror in mirrors:
             try:
-                yield from self._from(endpoint)
+                yield from self._from(self._client.locator.locate(mirror))
                 return
             except RegistryError:
                 self._drop()  # a mirror that cannot: the next one continues at the same byte
-        yield from self._from(self._endpoints[-1])
+        yield from self._from(self._client.locator.locate(own))
 
     def _from(self, endpoint: Endpoint) -> Generator[bytes, None, None]:
         failures, progress = 0, self.delivered
@@ -98,8 +98,8 @@ class BlobStream:
             step=_STEP,
             subject=self._descriptor.digest,
             endpoint=endpoint,
-            repository=self._repository,
-            scope=scope_for("pull", endpoint.prefix + self._repository),
+            repository=self._reference.repository,
+            scope=scope_for("pull", endpoint.prefix + self._reference.repository),
             tail=f"blobs/{self._descriptor.digest}",
             headers={"Range": f"bytes={start}-"} if start else {},
         )

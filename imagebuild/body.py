@@ -45,7 +45,12 @@ def pieces(response: requests.Response, limit: int, stall_timeout_s: float) -> I
     size = 0
     while left > 0:
         began = time.monotonic()
-        data = _read1(response, min(left, CHUNK))
+        try:
+            data = _read1(response, min(left, CHUNK))
+        except TransientError:
+            if gathered:
+                yield b"".join(gathered)  # what has arrived need not be sent again
+            raise
         waited += time.monotonic() - began
         if not data:
             break

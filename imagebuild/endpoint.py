@@ -46,11 +46,15 @@ class Candidate:
     is_mirror: bool = False
 
 
-def candidates(registry: str, settings: RegistrySettings, for_push: bool = False) -> tuple[Candidate, ...]:
-    """The servers that may hold a registry's content, mirrors first; a push goes to the registry alone."""
-    mirrors = () if for_push else settings.mirrors.get(registry, ())
-    own = Candidate(registry, _REAL_HOSTS.get(registry, registry), _schemes(registry, settings))
-    return (*(_mirror(text, settings) for text in mirrors), own)
+def home(registry: str, settings: RegistrySettings) -> Candidate:
+    """The registry itself, where a push goes."""
+    return Candidate(registry, _REAL_HOSTS.get(registry, registry), _schemes(registry, settings))
+
+
+def candidates(registry: str, settings: RegistrySettings) -> tuple[Candidate, ...]:
+    """The servers that may hold a registry's content: its mirrors, and last itself."""
+    mirrors = settings.mirrors.get(registry, ())
+    return (*(_mirror(text, settings) for text in mirrors), home(registry, settings))
 
 
 def _schemes(host: str, settings: RegistrySettings) -> tuple[str, ...]:
@@ -84,11 +88,8 @@ class Locator:
         self._known: dict[Candidate, Endpoint] = {}
         self._lock = threading.Lock()
 
-    def endpoints(self, registry: str, for_push: bool = False) -> tuple[Endpoint, ...]:
-        """The servers to ask, in order."""
-        return tuple(self._locate(one) for one in candidates(registry, self._settings, for_push))
-
-    def _locate(self, candidate: Candidate) -> Endpoint:
+    def locate(self, candidate: Candidate) -> Endpoint:
+        """The endpoint behind a candidate."""
         with self._lock:
             if candidate not in self._known:
                 scheme = self._probe(candidate) if len(candidate.schemes) > 1 else candidate.schemes[0]
@@ -105,7 +106,6 @@ class Locator:
             except (RegistryError, TransientError):
                 continue
             response.close()
-            # 400 is what TLS servers answer to plain HTTP.
-            if response.status_code != 400:
-                return scheme
+            # 400 is what a TLS server answers to plain HTTP, if it answers.
+            return "https" if response.status_code == 400 else scheme
         return candidate.schemes[0]

@@ -23,7 +23,7 @@ from .blobstream import BlobStream
 from .client import Ask, Client
 from .credentials import CredentialFiles, Credentials
 from .digest import digest_of, digest_problem, verify_bytes
-from .endpoint import Endpoint
+from .endpoint import Endpoint, candidates, home
 from .errors import ManifestError, NotFoundError, RegistryError
 from .imageconfig import ImageConfig, check_pair, check_platform, parse_config
 from .jsoncheck import MAX_DOCUMENT, load_document
@@ -120,9 +120,7 @@ class Registry:
 
     def blob(self, reference: Reference, descriptor: Descriptor) -> BlobStream:
         """Stream a blob: exactly ``descriptor.size`` bytes, or RegistryError.  The digest is the caller's to verify."""
-        return BlobStream(
-            self._client, reference.repository, descriptor, self._client.locator.endpoints(reference.registry)
-        )
+        return BlobStream(self._client, reference, descriptor)
 
     def digest(self, reference: Reference) -> str:
         """What the reference points to now, without fetching it (HEAD); RegistryError where a registry will not say."""
@@ -130,7 +128,7 @@ class Registry:
 
     def has_blob(self, reference: Reference, descriptor: Descriptor) -> bool:
         """Whether the registry itself has a blob in the reference's repository."""
-        endpoint = self._client.locator.endpoints(reference.registry, for_push=True)[0]
+        endpoint = self._home(reference)
         ask = _ask(endpoint, reference, "look for blob", descriptor.digest, f"blobs/{descriptor.digest}")
         try:
             self._client.send(replace(ask, method="HEAD")).close()
@@ -139,7 +137,7 @@ class Registry:
         return True
 
     def tags(self, reference: Reference) -> tuple[str, ...]:
-        """All tags of the reference's repository, in the registry's order."""
+        """All tags of the reference's repository, sorted: the spec wants that of registries, and not all comply."""
         return self._from_any(reference, lambda endpoint: self._tags_from(endpoint, reference))
 
     # --- pushing -----------------------------------------------------------------------------------------------------
@@ -150,7 +148,7 @@ class Registry:
         ``source`` opens the content anew for each try.  ``mount_from`` is a repository of the same registry that may
         have the blob, which is then linked and not sent.
         """
-        endpoint = self._client.locator.endpoints(reference.registry, for_push=True)[0]
+        endpoint = self._home(reference)
         return Upload(self._client, endpoint, reference.repository, descriptor, source).run(mount_from)
 
     def push_manifest(self, reference: Reference, raw: bytes, media_type: str) -> str:
@@ -160,20 +158,24 @@ class Registry:
         """
         if reference.digest:
             verify_bytes(raw, reference.digest, "manifest")
-        endpoint = self._client.locator.endpoints(reference.registry, for_push=True)[0]
+        endpoint = self._home(reference)
         return push_manifest(self._client, endpoint, reference, raw, media_type)
 
     # --- one endpoint ------------------------------------------------------------------------------------------------
 
     def _from_any(self, reference: Reference, ask: Callable[[Endpoint], ResultT]) -> ResultT:
         """The answer of the first endpoint that has one: a mirror's failure is not the user's, the registry's is."""
-        *mirrors, own = self._client.locator.endpoints(reference.registry)
+        locate = self._client.locator.locate
+        *mirrors, own = candidates(reference.registry, self._client.settings)
         for mirror in mirrors:
             try:
-                return ask(mirror)
+                return ask(locate(mirror))
             except (RegistryError, ManifestError):
                 continue
-        return ask(own)
+        return ask(locate(own))
+
+    def _home(self, reference: Reference) -> Endpoint:
+        return self._client.locator.locate(home(reference.registry, self._client.settings))
 
     def _manifest_from(self, endpoint: Endpoint, reference: Reference, expected: Descriptor | None) -> Manifest | Index:
         subject = reference.familiar()
@@ -209,7 +211,7 @@ class Registry:
             following = next_page(response.headers.get("Link", ""))
             # A page that brings nothing new ends a loop that a faulty registry would send us into.
             if not following or len(tags) == known or len(tags) > _MAX_TAGS:
-                return tuple(tags)
+                return tuple(sorted(tags))
             url = follow(ask.target, following)
             if Origin.of(url) != endpoint.origin:
                 raise RegistryError("list tags", reference.name, f"its next page is at another host, {Origin.of(url)}")

@@ -6,17 +6,20 @@ origin it was made for and nowhere else, and a step from https to http is refuse
 
 from __future__ import annotations
 
+import functools
 import socket
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
 import requests
+import urllib3
 from requests.adapters import HTTPAdapter
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, InsecureRequestWarning
 
 from .errors import RegistryError
 from .origin import REDIRECTS, REDIRECTS_KEEPING_METHOD, Origin, follow, proxies_for
@@ -83,10 +86,12 @@ class Transport:
     def __init__(self, settings: RegistrySettings) -> None:
         self._settings = settings
         self._session = requests.Session()
-        self._mount("http://", _trusting_context(None))
-        self._mount("https://", _trusting_context(None))
+        self._mount("http://", _system_context())  # for proxies that speak TLS
+        self._mount("https://", _system_context())
         for registry, path in settings.ca_files.items():
-            self._mount(f"https://{registry}/", _trusting_context(str(path)))
+            self._mount(f"https://{registry}/", _trusting_context(path))
+        if settings.insecure:
+            urllib3.disable_warnings(InsecureRequestWarning)  # the user has said so already
         for registry in settings.insecure - settings.ca_files.keys():
             self._mount(f"https://{registry}/", _blind_context())
 
@@ -145,17 +150,23 @@ class Transport:
                 stream.close()
 
 
-def _trusting_context(extra: str | None) -> ssl.SSLContext:
-    """The system's authorities, requests' own where the system has none, and those in the file ``extra``."""
+@functools.cache
+def _system_context() -> ssl.SSLContext:
+    """The system's authorities, or requests' own where it has none.  Loading them takes 20 ms: once is enough."""
     context = ssl.create_default_context()
     paths = ssl.get_default_verify_paths()
+    if not paths.cafile and not paths.capath:
+        context.load_verify_locations(DEFAULT_CA_BUNDLE_PATH)
+    return context
+
+
+def _trusting_context(extra: Path) -> ssl.SSLContext:
+    """The system's authorities and those in a PEM file."""
+    context = ssl.create_default_context()
     try:
-        if not paths.cafile and not paths.capath:
-            context.load_verify_locations(DEFAULT_CA_BUNDLE_PATH)
-        if extra:
-            context.load_verify_locations(extra)
+        context.load_verify_locations(extra)
     except OSError as error:  # ssl.SSLError too: a file that is no PEM
-        raise RegistryError("read certificate authorities", extra or "", str(error), "expected a PEM file") from error
+        raise RegistryError("read certificate authorities", str(extra), str(error), "expected a PEM file") from error
     return context
 
 

@@ -267,7 +267,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         seen = Seen(self.command, path, {name.lower(): value for name, value in self.headers.items()}, body)
         (registry.seen_by_storage if self.server.is_storage else registry.seen).append(seen)
         if plan and plan.fault is Fault.STATUS:
-            self._answer(plan.status, b'{"errors":[{"code":"FAULT","message":"as planned\x1b[31m"}]}', plan.headers)
+            self._answer(plan.status, b'{"errors":[{"code":"FAULT","message":"as planned\\u001b[31m"}]}', plan.headers)
         elif plan and plan.fault is Fault.REDIRECT:
             self._answer(plan.status, b"", plan.headers)
         elif self.server.is_storage:
