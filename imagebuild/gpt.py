@@ -30,12 +30,13 @@ _MBR_MAX_SECTORS = 0xFFFFFFFF  # a larger disk says "as many as fit" in its prot
 
 @dataclass(frozen=True)
 class Partition:
-    """One partition: its first sector, its length in sectors, its own GUID and its name."""
+    """One partition: its first sector, its length in sectors, its own GUID, its name and what it is for."""
 
     first: int
     sectors: int
     guid: uuid.UUID
     name: str
+    kind: uuid.UUID = LINUX_DATA
 
 
 def entry_count(partitions: int) -> int:
@@ -119,7 +120,7 @@ def _entries(partitions: Sequence[Partition]) -> bytes:
     entries = b"".join(
         struct.pack(
             "<16s16sQQQ72s",
-            LINUX_DATA.bytes_le,
+            partition.kind.bytes_le,
             partition.guid.bytes_le,
             partition.first,
             partition.first + partition.sectors - 1,
