@@ -12,7 +12,6 @@ leaves either nothing or a whole kernel.  What a killed process left is removed 
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import json
 import os
@@ -24,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imagebuild.errors import KernelError
+from imagebuild.locks import locked
 
 Progress = Callable[[str], None]
 """Is told each phase in a few words."""
@@ -114,13 +114,8 @@ def making(cache: Path, kind: str, progress: Progress) -> Iterator[tuple[Path, i
     orphaned compiler and a new build never share a folder.  Whatever is in the folder afterwards is removed.
     """
     folder = kernels_folder(cache)
-    lock = os.open(folder / f".{kind}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress(f"{kind} kernel: wait for another process that makes it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    say_once = functools.cache(lambda: progress(f"{kind} kernel: wait for another process that makes it"))
+    with locked(folder / f".{kind}.lock", waiting=say_once) as lock:
         for left in folder.glob(f".{kind}-new-*"):
             shutil.rmtree(left, ignore_errors=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{kind}-new-", dir=folder))
@@ -128,8 +123,6 @@ def making(cache: Path, kind: str, progress: Progress) -> Iterator[tuple[Path, i
             yield scratch, lock
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    finally:
-        os.close(lock)
 
 
 def install(cache: Path, made: Path, name: str, kind: str, record: dict[str, str]) -> Kernel:

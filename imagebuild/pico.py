@@ -1,5 +1,7 @@
 """The pico kernel: built from Debian's linux-source package with the fragment initramfs/pico.config.
 
+    make pico        (python -m imagebuild.pico)
+
 One build takes about 25 CPU minutes and is kept by content (kernel_cache): the set lines of the fragment, the source
 tarball and this recipe.  The result does not depend on when, where or by whom it was built.
 """
@@ -13,11 +15,13 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 from imagebuild import bzimage, kernel_cache
 from imagebuild.errors import KernelError
+from imagebuild.home import home
 from imagebuild.kernel_cache import CONFIG, IMAGE, PVH, Kernel, Progress, parse_config, silent
 
 KIND = "pico"
@@ -243,3 +247,19 @@ def _collect(tree: Path, made: Path) -> Path:
 def _file_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def main() -> int:
+    """``make pico``: build it into the state folder, one line a phase, and say what came out."""
+    try:
+        kernel = build_pico(home(), progress=lambda phase: print(phase, file=sys.stderr, flush=True))
+    except KernelError as error:
+        print(f"pico: {error}", file=sys.stderr)
+        return 1
+    size = kernel.image.stat().st_size
+    print(f"{kernel.release}: {size / 1e6:.2f} MB, {kernel.image}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -48,8 +48,9 @@ int main(int argc, char **argv)
 
 	if (write(STDOUT_FILENO, line, sizeof(line) - 1) < 0)
 		return 1;
-	if (argc > 1 && strcmp(argv[1], "list") == 0)
-		list();
+	for (int i = 1; i < argc; i++) /* the kernel also passes words on that it does not know */
+		if (strcmp(argv[i], "list") == 0)
+			list();
 	reboot(RB_POWER_OFF);
 	perror("power off");
 	return 1;
