@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping
-from functools import cache
 
+from imagebuild import crc32c
 from imagebuild.entry import Kind
 from imagebuild.tree import Node
 
@@ -65,25 +65,6 @@ FILE_TYPE_BITS = {
 }
 
 
-@cache
-def _crc32c_table() -> list[int]:
-    polynomial = 0x82F63B78  # Castagnoli's, reflected
-    table = []
-    for value in range(256):
-        for _ in range(8):
-            value = (value >> 1) ^ (polynomial if value & 1 else 0)  # noqa: PLW2901
-        table.append(value)
-    return table
-
-
-def crc32c(data: bytes, crc: int = 0xFFFFFFFF) -> int:
-    """CRC-32C without the final inversion, as the kernel's ``crc32c()`` computes it.  For a few kilobytes only."""
-    table = _crc32c_table()
-    for byte in data:
-        crc = table[(crc ^ byte) & 0xFF] ^ (crc >> 8)
-    return crc
-
-
 def superblock(
     *,
     root_nid: int,
@@ -106,7 +87,7 @@ def superblock(
 
 def seal_first_block(block: bytes) -> bytes:
     """The image's first block with the superblock's checksum filled in: it covers all from the superblock on."""
-    crc = crc32c(block[SUPERBLOCK_OFFSET:])
+    crc = crc32c.update(crc32c.START, block[SUPERBLOCK_OFFSET:])
     at = SUPERBLOCK_OFFSET + 4
     return block[:at] + crc.to_bytes(4, "little") + block[at + 4 :]
 

@@ -15,7 +15,6 @@ The same files in the same order give the same bytes.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
@@ -24,6 +23,7 @@ from imagebuild.entry import NO_XATTRS, Segment
 from imagebuild.erofs import BLOCK, EXTENDED_SIZE
 from imagebuild.erofs_inodes import InodeTable, Style
 from imagebuild.limits import MIB, Limits
+from imagebuild.newfile import NewFile
 from imagebuild.tree import Directory, Node
 
 #: Bytes that wait in memory for their inodes to be written: file tails, chunk maps, extended attributes.
@@ -40,13 +40,13 @@ Buffer = bytes | memoryview
 
 
 class ErofsWriter:
-    """One image, written to the file descriptor *fd* from its beginning.
+    """One image, written into *file* from its beginning.
 
-    Methods raise `ValueError` for what EROFS or the limits do not allow and `OSError` for what the disk does not.
+    Methods raise `ValueError` for what EROFS or the limits do not allow and `StoreError` for what the disk does not.
     """
 
-    def __init__(self, fd: int, limits: Limits) -> None:
-        self._fd = fd
+    def __init__(self, file: NewFile, limits: Limits) -> None:
+        self._file = file
         self._limits = limits
         self._vector: list[Buffer] = []
         self._offset = BLOCK  # where the vector goes
@@ -144,13 +144,13 @@ class ErofsWriter:
 
     def _write(self, buffers: list[Buffer]) -> None:
         """Write all of *buffers* at the current offset, however often the kernel stops halfway."""
-        while buffers:
-            written = os.pwritev(self._fd, buffers, self._offset)
+        wanted = sum(map(len, buffers))
+        while wanted:
+            written = self._file.pwritev(buffers, self._offset)
             self._offset += written
-            while buffers and written >= len(buffers[0]):
-                written -= len(buffers.pop(0))
-            if buffers and written:
-                buffers[0] = memoryview(buffers[0])[written:]
+            wanted -= written
+            if wanted:
+                buffers = _rest(buffers, written)
 
     # -- inodes ------------------------------------------------------------------------------------------------
 
@@ -206,7 +206,7 @@ class ErofsWriter:
         )  # fmt: skip
         self._offset = 0
         self._write([erofs.seal_first_block(first + table.first_block())])
-        os.ftruncate(self._fd, self._end)
+        self._file.truncate(self._end)
         return self._end
 
     def _correct_link_counts(self) -> None:
@@ -214,7 +214,16 @@ class ErofsWriter:
         for nid, (node, written) in self._early.items():
             if node.nlink not in (written, 0):
                 at = nid * erofs.SLOT + erofs.EXTENDED_NLINK_OFFSET
-                os.pwrite(self._fd, node.nlink.to_bytes(4, "little"), at)
+                self._file.pwritev([node.nlink.to_bytes(4, "little")], at)
+
+
+def _rest(buffers: list[Buffer], written: int) -> list[Buffer]:
+    """What is left of *buffers* without their first *written* bytes."""
+    for at, buffer in enumerate(buffers):
+        if written < len(buffer):
+            return [memoryview(buffer)[written:], *buffers[at + 1 :]]
+        written -= len(buffer)
+    return []
 
 
 def _unplaced(root: Directory) -> Iterator[tuple[Node, Directory]]:

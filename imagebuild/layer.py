@@ -20,6 +20,7 @@ from uuid import UUID
 
 from imagebuild.bytestream import ByteStream
 from imagebuild.decompress import INPUT_CHUNK, Compression, decompress
+from imagebuild.digest import digest_problem
 from imagebuild.entry import Entry
 from imagebuild.erofs_writer import ErofsWriter
 from imagebuild.errors import LayerError
@@ -31,7 +32,6 @@ from imagebuild.tree import Needs, Tree
 #: Raised whenever the image made from the same layer changes, so that stores make theirs anew.
 CONVERTER_VERSION = 1
 
-_ALGORITHMS = ("sha256", "sha384", "sha512")
 _LABEL_LENGTH = 15
 
 
@@ -101,7 +101,7 @@ def convert(
     blob = _Counted(_limited(_chunks(source), size, on_progress), _algorithm(digest))
     subject = digest or diff_id or "the layer"
     with NewFile(destination, subject) as file:
-        writer = ErofsWriter(file.fd, limits)
+        writer = ErofsWriter(file, limits)
         tar = _Counted(_bounded(decompress(iter(blob), media), blob, limits), _algorithm(diff_id))
         tree, needs = _fill(writer, iter(tar), limits)
         for _ in blob:
@@ -191,12 +191,11 @@ def _bounded(chunks: Iterator[bytes], blob: _Counted, limits: Limits) -> Iterato
 
 def _algorithm(digest: str | None) -> str:
     """The hash algorithm that *digest* names; OCI's default if there is none."""
-    algorithm, _, value = (digest or "sha256:").partition(":")
-    if algorithm not in _ALGORITHMS:
-        raise LayerError("verify", digest or "", f"digests of kind {algorithm!r} are not supported")
-    if digest and len(value) != 2 * hashlib.new(algorithm).digest_size:
-        raise LayerError("verify", digest, "it is no complete digest")
-    return algorithm
+    if digest is None:
+        return "sha256"
+    if problem := digest_problem(digest):
+        raise LayerError("verify", digest, problem)
+    return digest.partition(":")[0]
 
 
 def _verify(blob: _Counted, digest: str | None, size: int | None, subject: str) -> None:

@@ -5,21 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 
-from imagebuild.errors import StoreError
+from imagebuild.files import TEMPORARY_SUFFIX, explained, sync_file
 
-_REMEDIES = {
-    errno.ENOSPC: "free some space, `imagebuild gc` may help, and try again",
-    errno.EDQUOT: "your quota is used up: free some space and try again",
-    errno.EFBIG: "the file system does not take files this large: put the store on another",
-    errno.EACCES: "make the folder writable for you, or choose another store",
-    errno.EPERM: "make the folder writable for you, or choose another store",
-    errno.EROFS: "the folder is on a read-only file system: choose another store",
-    errno.ENOENT: "create the folder first",
-    errno.EIO: "the disk reports errors: see the kernel's log",
-}
 #: What open(2) says where a file system has no nameless files.
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)
 
@@ -40,7 +30,7 @@ class NewFile:
     def __enter__(self) -> NewFile:
         folder = self._destination.parent
         flags = os.O_RDWR | os.O_CLOEXEC
-        try:
+        with self._explained():
             try:
                 self.fd = os.open(folder, flags | os.O_TMPFILE, 0o644)
             except OSError as error:
@@ -48,38 +38,39 @@ class NewFile:
                     raise
                 self._name = self._unused_name()
                 self.fd = os.open(self._name, flags | os.O_CREAT | os.O_EXCL, 0o644)
-        except OSError as error:
-            raise self._explained(error) from error
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         os.close(self.fd)
         if self._name is not None:
             self._name.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise self._explained(error) from error
+
+    def pwritev(self, buffers: list[bytes | memoryview], offset: int) -> int:
+        """As `os.pwritev`."""
+        with self._explained():
+            return os.pwritev(self.fd, buffers, offset)
+
+    def truncate(self, size: int) -> None:
+        """Make the file *size* bytes long."""
+        with self._explained():
+            os.ftruncate(self.fd, size)
 
     def commit(self) -> None:
         """Make the content durable, then give it its name, replacing what had it."""
-        os.fsync(self.fd)
-        if self._name is None:
-            name = self._unused_name()
-            # linkat() through /proc is the one way to name a nameless file without privileges.
-            os.link(f"/proc/self/fd/{self.fd}", name, src_dir_fd=self.fd, follow_symlinks=True)
-            self._name = name
-        os.rename(self._name, self._destination)
-        self._name = None
-        folder = os.open(self._destination.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        with self._explained():
+            os.fsync(self.fd)
+            if self._name is None:
+                name = self._unused_name()
+                # linkat() through /proc is the one way to name a nameless file without privileges; Python calls it
+                # rather than link(), which would link the symbolic link, only when given a directory.
+                os.link(f"/proc/self/fd/{self.fd}", name, src_dir_fd=self.fd, follow_symlinks=True)
+                self._name = name
+            os.rename(self._name, self._destination)
+            self._name = None
+            sync_file(self._destination.parent)
 
     def _unused_name(self) -> Path:
-        return self._destination.with_name(f".{self._destination.name}.{secrets.token_hex(4)}.part")
+        return self._destination.with_name(f".{self._destination.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
 
-    def _explained(self, error: OSError) -> StoreError:
-        remedy = _REMEDIES.get(error.errno or 0, "")
-        return StoreError("write", f"{self._destination} ({self._subject})", error.strerror or str(error), remedy)
+    def _explained(self) -> AbstractContextManager[None]:
+        return explained("write", f"{self._destination} ({self._subject})")
