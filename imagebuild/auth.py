@@ -15,7 +15,7 @@ from urllib.parse import urlencode, urlsplit
 
 import requests
 
-from .body import read_limited
+from .body import discard, read_limited
 from .challenge import Challenge, parse_challenges
 from .credentials import Credential, Credentials
 from .endpoint import Endpoint
@@ -136,7 +136,7 @@ class Authenticator:
         else:
             response = self._send(request.get(credential), endpoint)
             if response.status_code in (404, 405) and credential is not None:
-                response.close()  # a server that has the OAuth2 way only
+                discard(response)  # a server that has the OAuth2 way only
                 response = self._send(request.password(credential), endpoint)
         raw = read_limited(response, _MAX_TOKEN_ANSWER, self._settings.stall_timeout_s)
         if response.status_code in (400, 401, 403):

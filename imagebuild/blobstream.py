@@ -20,7 +20,7 @@ from .endpoint import Endpoint, candidates
 from .errors import RegistryError
 from .manifest import Descriptor
 from .reference import Reference
-from .retry import TransientError
+from .transient import TransientError
 
 # Bytes after which a download counts as alive again, and its failures are forgiven.  Far less, and a server that
 # breaks off after every byte would keep us busy for ever.

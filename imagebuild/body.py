@@ -7,19 +7,22 @@ never decoded, because digests are those of the bytes as stored.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 
 import requests
 from urllib3.exceptions import HTTPError
 
-from .retry import TransientError
-from .transport import root_cause
+from .transient import TransientError, root_cause
 
 # Smallest piece handed on, but for the last.  Large enough that the consumer's cost per piece vanishes.
 CHUNK = 256 << 10
 # Slower than this, over a whole stall timeout, counts as standing still.
 SLOWEST_BYTES_PER_S = 256
+# A new connection costs a few round trips: an unread rest that takes longer is better left unread.
+_WORTH_READING = 64 << 10
+_WORTH_WAITING_S = 1.0
 
 
 def read_limited(response: requests.Response, limit: int, stall_timeout_s: float) -> bytes:
@@ -31,6 +34,14 @@ def read_limited(response: requests.Response, limit: int, stall_timeout_s: float
         return b"".join(pieces(response, limit + 1, stall_timeout_s))
     finally:
         response.close()
+
+
+def discard(response: requests.Response) -> None:
+    """Be done with an answer; its connection is kept for the next request if the rest of the body is short."""
+    with contextlib.suppress(TransientError):
+        for _ in pieces(response, _WORTH_READING, _WORTH_WAITING_S):
+            pass
+    response.close()
 
 
 def pieces(response: requests.Response, limit: int, stall_timeout_s: float) -> Iterator[bytes]:

@@ -14,13 +14,14 @@ from typing import Any
 import requests
 
 from .auth import Authenticator
-from .body import read_limited
+from .body import discard, read_limited
 from .credentials import Credentials
 from .endpoint import Endpoint, Locator
 from .errors import AuthError, NotFoundError, RegistryError
 from .origin import Origin
-from .retry import RETRYABLE_STATUS, Retrier, RetryPolicy, TransientError
+from .retry import RETRYABLE_STATUS, Retrier, RetryPolicy
 from .settings import RegistrySettings
+from .transient import TransientError
 from .transport import Body, Exchange, Transport
 
 # An error's text is for a person to read; what is longer is a web page.
@@ -77,13 +78,21 @@ class Client:
         response = self.retrier.run(ask.step, ask.subject, lambda: self._authenticated(ask))
         return self._accept(ask, response, accepted)
 
+    def ask(self, ask: Ask, accepted: tuple[int, ...] = (200,)) -> requests.Response:
+        """As ``send``, for answers of which only the status and the headers matter."""
+        response = self.send(ask, accepted)
+        discard(response)
+        return response
+
     def send_once(self, ask: Ask, accepted: tuple[int, ...] = (200,)) -> requests.Response:
-        """As ``send``, but without second tries: raises TransientError where one may help."""
+        """As ``ask``, but without second tries: raises TransientError where one may help."""
         response = self._authenticated(ask)
         if response.status_code in RETRYABLE_STATUS:
-            response.close()
+            discard(response)
             raise TransientError(f"the server answers {response.status_code}")
-        return self._accept(ask, response, accepted)
+        self._accept(ask, response, accepted)
+        discard(response)
+        return response
 
     def read(self, response: requests.Response, limit: int) -> bytes:
         """A small body; one byte more than ``limit`` if it is longer.  Raises TransientError if it breaks."""
@@ -114,7 +123,7 @@ class Client:
         # A 401 from where a redirect led is not the registry's question, and must not get its answer.
         if response.status_code != 401 or not challenges or Origin.of(str(response.url)) != ask.endpoint.origin:
             return response
-        response.close()
+        discard(response)
         header = self._authenticator.answer(ask.endpoint, ask.repository, ask.scope, challenges, header)
         return self._transport.send(_exchange(ask, header))
 

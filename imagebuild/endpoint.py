@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
+from .body import discard
 from .errors import RegistryError
 from .origin import Origin
 from .reference import DOCKER_HUB, is_loopback
-from .retry import TransientError
 from .settings import RegistrySettings
+from .transient import TransientError
 from .transport import Exchange, Transport
 
 # Docker Hub's registry is not at the host its name says.
@@ -105,7 +106,7 @@ class Locator:
                 response = self._transport.send(Exchange("GET", f"{scheme}://{candidate.host}/v2/"))
             except (RegistryError, TransientError):
                 continue
-            response.close()
+            discard(response)
             # 400 is what a TLS server answers to plain HTTP, if it answers.
             return "https" if response.status_code == 400 else scheme
         return candidate.schemes[0]

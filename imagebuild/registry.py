@@ -131,7 +131,7 @@ class Registry:
         endpoint = self._home(reference)
         ask = _ask(endpoint, reference, "look for blob", descriptor.digest, f"blobs/{descriptor.digest}")
         try:
-            self._client.send(replace(ask, method="HEAD")).close()
+            self._client.ask(replace(ask, method="HEAD"))
         except NotFoundError:
             return False
         return True
@@ -193,8 +193,7 @@ class Registry:
     def _digest_from(self, endpoint: Endpoint, reference: Reference) -> str:
         subject = reference.familiar()
         ask = _ask(endpoint, reference, "look up manifest", subject, f"manifests/{reference.target}")
-        response = self._client.send(replace(ask, method="HEAD", headers={"Accept": ACCEPT}))
-        response.close()
+        response = self._client.ask(replace(ask, method="HEAD", headers={"Accept": ACCEPT}))
         digest = response.headers.get("Docker-Content-Digest", "")
         if problem := digest_problem(digest):
             raise RegistryError("look up manifest", subject, f"the registry names no digest: {problem}")

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 
 import requests
 
+from .body import discard
 from .errors import RegistryError
 from .settings import RegistrySettings
+from .transient import TransientError
 
 # 408 request timeout, 429 too many requests, 500-504: the server or a proxy before it had a bad moment.
 RETRYABLE_STATUS = frozenset({408, 429, 500, 502, 503, 504})
@@ -24,10 +26,6 @@ RETRYABLE_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 FIRST_PAUSE_S = 0.25  # a connection that was reset by a restart is usually back by then
 LONGEST_PAUSE_S = 10.0
 _MAX_DATE_CHARACTERS = 64
-
-
-class TransientError(Exception):
-    """A failure that may pass: the connection broke, or the answer was cut short or stalled."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ class Retrier:
                     return response
                 retry_after = parse_retry_after(response.headers.get("Retry-After"), time.time())
                 cause = f"the server answers {response.status_code} {response.reason or ''}".rstrip()
-                response.close()
+                discard(response)
             failures += 1
             self.wait(step, subject, cause, failures, retry_after)
 

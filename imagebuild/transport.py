@@ -21,10 +21,11 @@ from requests.adapters import HTTPAdapter
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.exceptions import HTTPError, InsecureRequestWarning
 
+from .body import discard
 from .errors import RegistryError
 from .origin import REDIRECTS, REDIRECTS_KEEPING_METHOD, Origin, follow, proxies_for
-from .retry import TransientError
 from .settings import RegistrySettings
+from .transient import TransientError, root_cause
 
 USER_AGENT = "vch-imagebuild/0.1"
 # Registries redirect once, to their blob storage.  A chain longer than this is a loop.
@@ -107,26 +108,30 @@ class Transport:
 
         Raises TransientError if another try may help, RegistryError if not.
         """
-        url, authorization, method = exchange.url, exchange.authorization, exchange.method
+        url, authorization = exchange.url, exchange.authorization
         home = Origin.of(url)
         for _ in range(MAX_REDIRECTS + 1):
             response = self._send_once(exchange, url, authorization)
             location = response.headers.get("Location")
             if response.status_code not in REDIRECTS or not location:
                 return response
-            response.close()
-            if method not in ("GET", "HEAD") and response.status_code not in REDIRECTS_KEEPING_METHOD:
-                raise RegistryError(
-                    _STEP,
-                    str(home),
-                    f"{method} was redirected with {response.status_code}",
-                    "give the registry the name it redirects to",
-                )
+            discard(response)
             url = follow(url, location)
+            self._check_redirect(exchange, response.status_code, url)
             if Origin.of(url) != home:
                 # For good: a stranger who redirects back home must not aim our credentials at a path of his choice.
                 authorization = ""
         raise RegistryError(_STEP, str(home), f"more than {MAX_REDIRECTS} redirects", "the registry is misconfigured")
+
+    def _check_redirect(self, exchange: Exchange, status: int, url: str) -> None:
+        """Refuse a redirect that would change the method, or carry a body that is in memory (a login's form) away."""
+        if exchange.method in ("GET", "HEAD"):
+            return
+        leaves = Origin.of(url) != Origin.of(exchange.url)
+        if status not in REDIRECTS_KEEPING_METHOD or (leaves and isinstance(exchange.body, bytes)):
+            cause = f"{exchange.method} is redirected to {Origin.of(url)} with {status}"
+            remedy = "use the name that the registry redirects to"
+            raise RegistryError(_STEP, str(Origin.of(exchange.url)), cause, remedy)
 
     def _send_once(self, exchange: Exchange, url: str, authorization: str) -> requests.Response:
         # No Accept-Encoding but identity: what is hashed must be what was stored.
@@ -205,13 +210,3 @@ def _final(root: BaseException, host: str) -> tuple[str, str] | None:
     if isinstance(root, socket.gaierror) and root.errno in (socket.EAI_NONAME, socket.EAI_NODATA):
         return "no such host", "check the image name, the DNS and the proxy settings"
     return None
-
-
-def root_cause(error: BaseException) -> BaseException:
-    """The innermost exception: requests wraps urllib3's, which wraps the socket's."""
-    seen: set[int] = set()
-    while id(error) not in seen:
-        seen.add(id(error))
-        inner = [getattr(error, "reason", None), error.__cause__, *error.args, error.__context__]
-        error = next((one for one in inner if isinstance(one, BaseException)), error)
-    return error

@@ -19,7 +19,7 @@ from .errors import AuthError, NotFoundError, RegistryError
 from .manifest import Descriptor
 from .origin import follow
 from .reference import Reference
-from .retry import TransientError
+from .transient import TransientError
 
 # A registry may hash, copy or commit a whole blob before it answers its last request.
 _COMMIT_PATIENCE_S = 300.0
@@ -81,7 +81,7 @@ class Upload:
 
     def _is_present(self) -> bool:
         try:
-            self.client.send(self._ask("HEAD", tail=f"blobs/{self.descriptor.digest}")).close()
+            self.client.ask(self._ask("HEAD", tail=f"blobs/{self.descriptor.digest}"))
         except NotFoundError:
             return False
         return True
@@ -92,15 +92,13 @@ class Upload:
         scope = f"{scope_for('pull,push', self.repository)} {scope_for('pull', mount_from)}"
         ask = self._ask("POST", tail=f"blobs/uploads/?{query}", scope=scope)
         try:
-            response = self.client.send(ask, (201, 202))
+            response = self.client.ask(ask, (201, 202))
         except AuthError:
             return None  # the other repository is not ours to read; sending the blob still may be allowed
-        response.close()
         return "" if response.status_code == 201 else self._location(response)
 
     def _begin(self) -> str:
-        response = self.client.send(self._ask("POST", tail="blobs/uploads/"), (202,))
-        response.close()
+        response = self.client.ask(self._ask("POST", tail="blobs/uploads/"), (202,))
         return self._location(response)
 
     def _location(self, response: requests.Response) -> str:
@@ -126,7 +124,7 @@ class Upload:
             length=self.descriptor.size,
             patience_s=_COMMIT_PATIENCE_S,
         )
-        self.client.send_once(ask, (201, 204)).close()
+        self.client.send_once(ask, (201, 204))
 
     def _send_chunks(self, location: str) -> str:
         """Upload piece by piece, asking after a break how far the registry got; where to commit."""
@@ -143,9 +141,8 @@ class Upload:
                 except TransientError as error:
                     failures += 1
                     self.client.retrier.wait("push blob", self.descriptor.digest, str(error), failures)
-                    response = self.client.send(self._ask("GET", url=location), (204,))
+                    response = self.client.ask(self._ask("GET", url=location), (204,))
                     offset = self._arrived(response)
-                response.close()
                 location = self._location(response)
         return location
 
@@ -181,8 +178,7 @@ def push_manifest(client: Client, endpoint: Endpoint, reference: Reference, raw:
         body=raw,
         patience_s=_COMMIT_PATIENCE_S,
     )
-    response = client.send(ask, (201, 202))
-    response.close()
+    response = client.ask(ask, (201, 202))
     stored = response.headers.get("Docker-Content-Digest", digest)
     # A registry may name the same bytes by another algorithm, which says nothing against them.
     if stored != digest and stored.partition(":")[0] == digest.partition(":")[0]:

@@ -112,6 +112,7 @@ class FakeRegistry:
     seen_by_storage: list[Seen] = field(default_factory=list)
     page_size: int = 2
     anonymous_tokens: bool = True
+    connections: int = 0  # accepted by both servers together
     _plans: list[_Plan] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -247,6 +248,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
+        self.server.registry.connections += 1
         self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def log_message(self, format: str, *args: object) -> None:

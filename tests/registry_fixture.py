@@ -28,6 +28,9 @@ USER, PASSWORD = "user", "secret:word"
 # bcrypt, which is all that the registry takes, of PASSWORD at the lowest cost.
 _HTPASSWD = f"{USER}:$2b$04$3ZvowcEHCfAVzKh7/prvr.Uq96to2BRGiyreLPVR8HYxJrvlvtuC.\n"
 
+# What the certificate is for; a name that no resolver has is reached through a proxy.
+_NAMES = "IP:127.0.0.1,DNS:localhost,DNS:registry.test"
+
 _START_S = 20.0  # it takes 0.05 s on an idle machine
 _STOP_S = 5.0
 _LISTENING = re.compile(rb"listening on (127\.0\.0\.1:\d+)")
@@ -75,13 +78,18 @@ def _config(folder: Path, auth: str | None, tls: bool) -> dict[str, object]:
 
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """An authority (``ca.pem``) and a certificate of it for 127.0.0.1 and localhost; certificate and key."""
+    """Make an authority (``ca.pem``) and a certificate for all names in ``_NAMES``; the certificate and its key."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
     fresh = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2".split()
     authority = ["-keyout", "ca.key", "-out", CA_FILE, "-subj", "/CN=test authority"]
     leaf = ["-keyout", "server.key", "-out", "server.pem", "-subj", "/CN=127.0.0.1", "-CA", CA_FILE, "-CAkey", "ca.key"]
-    names = ["-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost", "-addext", "basicConstraints=critical,CA:FALSE"]
+    names = [
+        "-addext",
+        f"subjectAltName={_NAMES}",
+        "-addext",
+        "basicConstraints=critical,CA:FALSE",
+    ]
     for command in ([*fresh, *authority], [*fresh, *leaf, *names]):
         subprocess.run(command, cwd=folder, check=True, capture_output=True)
     return folder / "server.pem", folder / "server.key"

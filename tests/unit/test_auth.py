@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from imagebuild.challenge import parse_challenges
 from imagebuild.credentials import Credential, CredentialFiles, FixedCredentials
-from imagebuild.errors import AuthError
+from imagebuild.errors import AuthError, RegistryError
 from imagebuild.platforms import Platform
 from imagebuild.reference import Reference
 from imagebuild.registry import Registry
@@ -302,8 +302,18 @@ def test_passwords_are_not_sent_to_just_anywhere(realm: str) -> None:
     with FakeRegistry() as fake, client(fake, LOGIN) as registry:
         headers = {"WWW-Authenticate": f'Bearer realm="{realm}",service="s"'}
         fake.fail("GET", "/manifests/", Fault.STATUS, status=401, headers=headers)
-        with pytest.raises(Exception, match="not encrypted|not a plain http|Invalid|URL"):
+        with pytest.raises(RegistryError, match="not encrypted|not a plain http|Invalid"):
             registry.resolve(Reference.parse(f"{fake.address}/app"), AMD64)
+
+
+def test_a_login_form_does_not_follow_a_redirect() -> None:
+    identity = Credential(identity_token=IDENTITY_TOKEN)
+    with FakeRegistry(auth="bearer") as fake, client(fake, identity) as registry:
+        elsewhere = {"Location": f"http://{fake.storage_address}/token"}
+        fake.fail("POST", "/token", Fault.REDIRECT, status=307, headers=elsewhere)
+        with pytest.raises(RegistryError, match="POST is redirected"):
+            registry.resolve(Reference.parse(f"{fake.address}/app"), AMD64)
+        assert fake.seen_by_storage == []
 
 
 def test_a_401_after_a_redirect_gets_no_answer() -> None:
