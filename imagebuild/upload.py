@@ -141,7 +141,7 @@ class Upload:
                 except TransientError as error:
                     failures += 1
                     self.client.retrier.wait("push blob", self.descriptor.digest, str(error), failures)
-                    response = self.client.ask(self._ask("GET", url=location), (204,))
+                    response = self._status(location)
                     offset = self._arrived(response)
                 location = self._location(response)
         return location
@@ -152,6 +152,13 @@ class Upload:
             "Content-Range": f"{offset}-{offset + len(chunk) - 1}",  # the spec's own form, without "bytes "
         }
         return self._ask("PATCH", url=location, headers=headers, body=chunk, patience_s=_COMMIT_PATIENCE_S)
+
+    def _status(self, location: str) -> requests.Response:
+        """Ask how far an upload got.  Raises TransientError if the registry has forgotten it: begin afresh."""
+        try:
+            return self.client.ask(self._ask("GET", url=location), (204,))
+        except NotFoundError as error:
+            raise TransientError("the registry lost the upload") from error
 
     def _arrived(self, response: requests.Response) -> int:
         """Bytes that the registry has.  ``0-0`` is said both of one byte and of none; a chunk is larger than one."""

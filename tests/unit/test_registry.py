@@ -465,6 +465,15 @@ def test_a_push_that_breaks_is_taken_up_again(fake: FakeRegistry, method: str, f
     assert fake.blobs[descriptor.digest] == BIG
 
 
+def test_a_push_that_the_registry_forgot_begins_afresh(fake: FakeRegistry) -> None:
+    fake.fail("PATCH", "/blobs/", Fault.RESET)
+    fake.fail("GET", "/uploads/", Fault.STATUS, status=404)
+    descriptor = Descriptor(OCI_LAYER_GZIP, sha256(BIG), len(BIG))
+    with client(push_chunk=1 << 20) as registry:
+        assert registry.push_blob(name(fake), descriptor, lambda: io.BytesIO(BIG)) is Pushed.UPLOADED
+    assert fake.count("POST", "/uploads/") == 2
+
+
 def test_a_push_of_something_else_than_was_said(fake: FakeRegistry) -> None:
     wrong = Descriptor(OCI_LAYER_GZIP, sha256(b"that"), 4)
     with client() as registry, pytest.raises(RegistryError, match="DIGEST_INVALID"):
