@@ -16,6 +16,8 @@ _REMEDIES = {
     errno.EDQUOT: "free some space (imagebuild gc), or set VCH_HOME to a larger disk",
     errno.EACCES: "the folder belongs to another user: set VCH_HOME to one of your own",
     errno.EPERM: "the folder belongs to another user: set VCH_HOME to one of your own",
+    errno.ENOENT: "set VCH_HOME to a folder that can be made",
+    errno.ENOTDIR: "set VCH_HOME to a folder that can be made",
     errno.EROFS: "the disk is read-only: set VCH_HOME to a folder elsewhere",
 }
 

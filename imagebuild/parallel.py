@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 # How long to wait for tasks that were told to stop.  One may sit in a read that only the network ends; its thread is a
 # daemon then, works on nothing that anybody sees, and goes with the process.
-_GRACE_S = 3.0
+_GRACE_S = 1.0
 
 
 class Stopped(Exception):

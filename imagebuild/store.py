@@ -38,6 +38,7 @@ from .manifest import Manifest, parse_manifest
 from .reference import Reference
 
 FORMAT = 1
+LAYER_SUFFIX = ".erofs"
 _FOLDERS = ("blobs/sha256", "layers", "images", "tags", "holds", "disks", "leases", "locks", "tmp")
 _SHORTEST_ID = 4  # digits of an image ID that will do, if only one image begins so
 
@@ -78,7 +79,7 @@ class Store:
 
     def layer_path(self, key: str) -> Path:
         """Where a converted layer is, if it is there."""
-        return self.root / "layers" / f"{key}.erofs"
+        return self.root / "layers" / f"{key}{LAYER_SUFFIX}"
 
     def facts_path(self, key: str) -> Path:
         """Where the facts to verify a converted layer by are."""
@@ -117,7 +118,7 @@ class Store:
         Raises StoreError if the image was collected meanwhile.
         """
         record = self._record(image.digest)
-        lease = self.lease(record_needs(record) | Needs(disks=frozenset([disk_key(image.layers)])))
+        lease = self.lease(record_needs(record))
         missing = [layer for layer in image.layers if not layer.path.exists()]
         if missing or not self.record_path(image.digest).exists():
             lease.release()
@@ -268,7 +269,7 @@ class Store:
             digest = self.tags().get(full)
             if digest is None:
                 raise StoreError("untag", name, "no image has this name", "imagebuild ls shows the names there are")
-            self._name_path("tags", full).unlink(missing_ok=True)
+            self.drop_name("tags", full)
         return digest
 
     def holds(self) -> dict[str, str]:
@@ -284,14 +285,19 @@ class Store:
     def release(self, owner: str) -> None:
         """End a hold, if there is one."""
         with explained("release", owner), self.lock():
-            self._name_path("holds", owner).unlink(missing_ok=True)
+            self.drop_name("holds", owner)
 
-    def _name_path(self, kind: str, name: str) -> Path:
+    def drop_name(self, kind: str, name: str) -> None:
+        """Delete a tag or a hold, if it is there; for who holds the store's lock."""
+        self.name_path(kind, name).unlink(missing_ok=True)
+
+    def name_path(self, kind: str, name: str) -> Path:
+        """Where a tag or a hold is written."""
         # Hashed, because an image name may be longer than a file name, and holds slashes.
         return self.root / kind / f"{hashlib.sha256(name.encode()).hexdigest()}.json"
 
     def _write_name(self, kind: str, name: str, digest: str) -> None:
-        write_whole(self._name_path(kind, name), json.dumps({"name": name, "digest": digest}).encode())
+        write_whole(self.name_path(kind, name), json.dumps({"name": name, "digest": digest}).encode())
 
     def _names(self, kind: str) -> dict[str, str]:
         found = {}
@@ -307,7 +313,7 @@ class Store:
 
     def _disk(self, layers: tuple[Layer, ...]) -> Path:
         """The disk of a stack of layers, made at the first call."""
-        folder = self.folder("disks") / disk_key(layers)
+        folder = self.folder("disks") / disk_key(layer.path.name.removesuffix(LAYER_SUFFIX) for layer in layers)
         path = folder / vmdk.DESCRIPTOR_NAME
         if path.exists():
             return path
@@ -339,17 +345,18 @@ def canonical(name: str) -> str:
 
 
 def record_needs(record: ImageRecord) -> Needs:
-    """Everything that an image consists of."""
+    """Everything that an image consists of, and its disk."""
     return Needs(
         layers=frozenset(layer.key for layer in record.layers),
         blobs=frozenset([record.manifest, record.config, *(layer.digest for layer in record.layers)]),
+        disks=frozenset([disk_key(layer.key for layer in record.stack())]),
         images=frozenset([record.manifest]),
     )
 
 
-def disk_key(layers: Iterable[Layer]) -> str:
-    """The name of the disk of a stack of layers: equal stacks share one."""
-    return hashlib.sha256("\n".join(layer.path.name for layer in layers).encode()).hexdigest()
+def disk_key(layers: Iterable[str]) -> str:
+    """The name of the disk of a stack of layers, given by their keys: equal stacks share one."""
+    return hashlib.sha256("\n".join(layers).encode()).hexdigest()
 
 
 def _begins(digest: str, digits: str) -> bool:

@@ -125,14 +125,21 @@ def image_disk(layers: Sequence[DiskLayer], directory: Path, *, links_from: Path
     plan = plan_image_disk([(layer.diff_id, layer.path.stat().st_size) for layer in layers])
     for extent, layer in zip(plan.extents[1:-1], layers, strict=True):
         (directory / extent.name).symlink_to(os.path.relpath(layer.path, links_from or directory))
-    front, back = directory / plan.extents[0].name, directory / plan.extents[-1].name
-    front.write_bytes(gpt.primary(plan.partitions, plan.sectors))
-    os.truncate(front, _FRONT_SECTORS * SECTOR)
-    table = gpt.backup(plan.partitions, plan.sectors)
-    back.write_bytes(table.rjust(plan.extents[-1].sectors * SECTOR, b"\0"))
+    for name, content in table_files(plan).items():
+        (directory / name).write_bytes(content.rstrip(b"\0"))
+        os.truncate(directory / name, len(content))
     path = directory / DESCRIPTOR_NAME
     path.write_text(plan.descriptor)
     return path
+
+
+def table_files(plan: ImageDiskPlan) -> dict[str, bytes]:
+    """The two files with the partition table, by name."""
+    front, back = plan.extents[0], plan.extents[-1]
+    return {
+        front.name: gpt.primary(plan.partitions, plan.sectors).ljust(front.sectors * SECTOR, b"\0"),
+        back.name: gpt.backup(plan.partitions, plan.sectors).rjust(back.sectors * SECTOR, b"\0"),
+    }
 
 
 def layer_disks(layers: Sequence[DiskLayer], directory: Path) -> list[Path]:
