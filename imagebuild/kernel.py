@@ -79,7 +79,7 @@ def debian_cloud(cache: Path, *, refresh: bool = False, progress: Progress = sil
             return kernel_cache.install(cache, made, name, DEBIAN, record)
         except OSError as error:
             raise KernelError("unpack kernel", package, error.strerror or str(error),
-                              f"make room in {cache} (120 MB) and try again") from error
+                              f"make room in {cache} (200 MB) and try again") from error
 
 
 def _candidate() -> tuple[str, str, str]:
@@ -116,7 +116,7 @@ def _apt(command: list[str], step: str, folder: Path, *inherited: int) -> str:
                           "check apt's sources and the network") from error
     if done.returncode:
         complaints = [line for line in done.stderr.splitlines() if line.startswith("E:")]
-        cause = complaints[-1] if complaints else f"{command[0]} ended with {done.returncode}"
+        cause = complaints[-1].removeprefix("E: ") if complaints else f"{command[0]} ended with {done.returncode}"
         raise KernelError(step, META_PACKAGE, cause,
                           "run `apt-get update` as root and check apt's sources; " + _NO_APT)
     return done.stdout
