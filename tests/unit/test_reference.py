@@ -143,14 +143,14 @@ _word = st.text(string.ascii_lowercase + string.digits, min_size=1, max_size=8)
 _component = st.tuples(
     _word, st.lists(st.tuples(st.sampled_from([".", "_", "__", "-", "---"]), _word), max_size=2)
 ).map(lambda parts: parts[0] + "".join(separator + word for separator, word in parts[1]))
-_registry = st.sampled_from(
-    ["docker.io", "index.docker.io", "localhost", "r.example:5000", "[::1]:1", "10.0.0.1", "UP"]
-)
+_REGISTRIES = ("docker.io", "index.docker.io", "localhost", "r.example:5000", "[::1]:1", "10.0.0.1", "UP")
+_registry = st.sampled_from(_REGISTRIES)
 _tag = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,20}", fullmatch=True)
+# A first component with a dot would be read as a registry, so that only names with one have dots there.
 _names = st.builds(
-    lambda registry, path, tag, digest: "/".join([*registry, *path]) + tag + digest,
-    st.lists(_registry, max_size=1),
-    st.lists(_component, min_size=1, max_size=4),
+    lambda registry, path, tag, digest: "/".join([registry, *path] if registry else path) + tag + digest,
+    _registry | st.just(""),
+    st.tuples(_word, st.lists(_component, max_size=3)).map(lambda parts: [parts[0], *parts[1]]),
     _tag.map(lambda tag: f":{tag}") | st.just(""),
     st.sampled_from(["", f"@{SHA256}", f"@{SHA512}"]),
 )

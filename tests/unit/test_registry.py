@@ -1,41 +1,25 @@
-"""The client against a registry that fails on purpose: everything arrives whole and once, or a clear error does."""
+"""Finding images in a registry that fails on purpose: whole and verified, or a clear error."""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import socket
-import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from imagebuild.credentials import Credential, CredentialFiles, FixedCredentials
 from imagebuild.errors import AuthError, ManifestError, NotFoundError, RegistryError
-from imagebuild.manifest import Descriptor
 from imagebuild.platforms import Platform
 from imagebuild.reference import Reference
-from imagebuild.registry import Registry
-from imagebuild.retry import Retrier, RetryPolicy
-from imagebuild.settings import RegistrySettings
-from imagebuild.upload import Pushed
 from tests.fake_registry import (
     OCI_INDEX,
-    OCI_LAYER_GZIP,
     OCI_MANIFEST,
-    PASSWORD,
-    USER,
     FakeRegistry,
     Fault,
     describe,
     sha256,
 )
-
-AMD64 = Platform("linux", "amd64")
-STALL_S = 0.3
-BIG = hashlib.shake_256(b"big").digest(3 << 20)
+from tests.registry_client import AMD64, BIG, Sleeps, blob_of, client, download, name
 
 
 @pytest.fixture
@@ -44,33 +28,7 @@ def fake() -> Iterator[FakeRegistry]:
         yield running
 
 
-class Sleeps(list[float]):
-    """Notes the pauses instead of taking them."""
-
-    def __call__(self, seconds: float) -> None:
-        self.append(seconds)
-
-
-def client(sleeps: Sleeps | None = None, attempts: int = 4, **settings: object) -> Registry:
-    chosen = RegistrySettings(stall_timeout_s=STALL_S, connect_timeout_s=2, **settings)  # type: ignore[arg-type]
-    retrier = Retrier(RetryPolicy(attempts=attempts), sleep=sleeps if sleeps is not None else Sleeps())
-    return Registry(chosen, CredentialFiles(()), retrier)
-
-
-def name(fake: FakeRegistry, repository: str = "app", suffix: str = "") -> Reference:
-    return Reference.parse(f"{fake.address}/{repository}{suffix}")
-
-
-def blob_of(fake: FakeRegistry, data: bytes = BIG) -> Descriptor:
-    return Descriptor(OCI_LAYER_GZIP, fake.add_blob(data), len(data))
-
-
-def download(registry: Registry, fake: FakeRegistry, descriptor: Descriptor) -> bytes:
-    with registry.blob(name(fake), descriptor) as stream:
-        return b"".join(stream)
-
-
-# --- resolving -------------------------------------------------------------------------------------------------------
+# --- resolving ---------------------------------------------------------------------------------------------------
 
 
 def test_resolve(fake: FakeRegistry) -> None:
@@ -151,7 +109,7 @@ def test_a_manifest_without_end_is_cut_off(fake: FakeRegistry) -> None:
         registry.resolve(name(fake), AMD64)
 
 
-# --- refusals and second tries ---------------------------------------------------------------------------------------
+# --- refusals and second tries -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -231,170 +189,7 @@ def test_an_unreachable_proxy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         registry.resolve(Reference.parse("registry.invalid/app"), AMD64)
 
 
-# --- blobs -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_blob_comes_in_large_pieces(fake: FakeRegistry) -> None:
-    descriptor = blob_of(fake)
-    with client() as registry, registry.blob(name(fake), descriptor) as stream:
-        pieces = list(stream)
-    assert b"".join(pieces) == BIG
-    assert all(256 << 10 <= len(piece) <= 512 << 10 for piece in pieces[:-1])
-    assert stream.delivered == len(BIG)
-
-
-@pytest.mark.parametrize("data", [b"", b"x"])
-def test_small_blobs(fake: FakeRegistry, data: bytes) -> None:
-    descriptor = blob_of(fake, data)
-    with client() as registry:
-        assert download(registry, fake, descriptor) == data
-
-
-@pytest.mark.parametrize("fault", [Fault.TRUNCATE, Fault.RESET_MIDWAY, Fault.STALL])
-def test_a_broken_download_goes_on_where_it_stopped(fake: FakeRegistry, fault: Fault) -> None:
-    descriptor = blob_of(fake)
-    fake.fail("GET", "/blobs/", fault, times=2)
-    with client() as registry:
-        assert download(registry, fake, descriptor) == BIG
-    ranges = [one.headers.get("range") for one in fake.seen if "/blobs/" in one.path]
-    assert ranges[0] is None
-    assert len(ranges) == 3
-    assert all(one and int(one[6:-1]) > 0 for one in ranges[1:])
-
-
-def test_a_server_that_ignores_the_range(fake: FakeRegistry) -> None:
-    descriptor = blob_of(fake)
-    fake.fail("GET", "/blobs/", Fault.TRUNCATE)
-    fake.fail("GET", "/blobs/", Fault.IGNORE_RANGE)
-    with client() as registry:
-        assert download(registry, fake, descriptor) == BIG
-
-
-@pytest.mark.parametrize(
-    ("faults", "problem"),
-    [
-        ([Fault.TRUNCATE, Fault.WRONG_RANGE], "sends another range"),
-        ([Fault.SHORT], "announces"),
-        ([Fault.LONG], "announces"),
-        ([Fault.ENDLESS], "it goes on"),
-    ],
-)
-def test_a_blob_of_another_size_is_refused(fake: FakeRegistry, faults: list[Fault], problem: str) -> None:
-    descriptor = blob_of(fake)
-    for fault in faults:
-        fake.fail("GET", "/blobs/", fault)
-    with client() as registry, pytest.raises(RegistryError, match=problem) as caught:
-        download(registry, fake, descriptor)
-    assert f"promises {len(BIG)} bytes" in str(caught.value)
-
-
-def test_no_more_is_handed_on_than_was_promised(fake: FakeRegistry) -> None:
-    descriptor = blob_of(fake)
-    fake.fail("GET", "/blobs/", Fault.ENDLESS)
-    got: list[bytes] = []
-    with client() as registry, registry.blob(name(fake), descriptor) as stream, pytest.raises(RegistryError):
-        got.extend(stream)
-    assert sum(map(len, got)) <= len(BIG)
-
-
-def test_a_corrupt_blob_is_the_consumers_to_notice(fake: FakeRegistry) -> None:
-    descriptor = blob_of(fake)
-    fake.fail("GET", "/blobs/", Fault.CORRUPT)
-    with client() as registry:
-        assert sha256(download(registry, fake, descriptor)) != descriptor.digest
-
-
-def test_a_download_that_never_gets_on_ends(fake: FakeRegistry) -> None:
-    descriptor = blob_of(fake, b"tiny")
-    fake.fail("GET", "/blobs/", Fault.RESET, times=99)
-    with client() as registry, pytest.raises(RegistryError, match="4 times in a row"):
-        download(registry, fake, descriptor)
-
-
-def test_failures_are_forgiven_while_it_gets_on(fake: FakeRegistry) -> None:
-    """Each try brings half of what is left: many breaks, and more than a megabyte between the first ones."""
-    data = BIG * 7
-    descriptor = blob_of(fake, data)
-    fake.fail("GET", "/blobs/", Fault.TRUNCATE, times=4)
-    with client(attempts=2) as registry:
-        assert download(registry, fake, descriptor) == data
-
-
-def test_a_blob_that_is_not_wanted_any_more(fake: FakeRegistry) -> None:
-    descriptor = blob_of(fake, BIG * 10)
-    with client() as registry:
-        with registry.blob(name(fake), descriptor) as stream:
-            next(stream)
-        with pytest.raises(StopIteration):
-            next(stream)
-        assert registry.has_blob(name(fake), descriptor)  # and the client still works
-
-
-def test_layers_side_by_side(fake: FakeRegistry) -> None:
-    fake.auth = "bearer"
-    blobs = [blob_of(fake, bytes([number]) * (1 << 20)) for number in range(12)]
-    with client() as registry, ThreadPoolExecutor(6) as pool:
-        results = list(pool.map(lambda one: sha256(download(registry, fake, one)), blobs))
-    assert results == [one.digest for one in blobs]
-    assert fake.count("GET", "/token") == 1
-
-
-def test_connections_are_kept() -> None:
-    """Through challenges, redirects, bodies that nobody wants and pushes: one connection to each of the hosts."""
-    with FakeRegistry(auth="bearer", redirect_blobs=True) as fake:
-        fake.add_image("app", [b"x"])
-        with client() as registry:
-            for number in range(3):
-                image = registry.resolve(name(fake), AMD64)
-                download(registry, fake, image.manifest.layers[0])
-                pushed = Descriptor(OCI_LAYER_GZIP, sha256(bytes([number])), 1)
-                registry.push_blob(name(fake), pushed, lambda number=number: io.BytesIO(bytes([number])))  # type: ignore[misc]
-                assert not registry.has_blob(name(fake, "other"), pushed)
-        assert fake.connections == 2
-
-
-# --- redirects -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("auth", ["basic", "bearer"])
-def test_credentials_do_not_follow_a_redirect(auth: str) -> None:
-    with FakeRegistry(auth=auth, redirect_blobs=True) as fake:
-        descriptor = blob_of(fake)
-        fake.fail("GET", "/bucket/", Fault.TRUNCATE)
-        credentials = FixedCredentials(fake.address, Credential(USER, PASSWORD))
-        retrier = Retrier(RetryPolicy(), sleep=Sleeps())
-        with Registry(RegistrySettings(stall_timeout_s=STALL_S), credentials, retrier) as registry:
-            assert download(registry, fake, descriptor) == BIG
-        assert len(fake.seen_by_storage) == 2
-        assert not any(one.authorization for one in fake.seen_by_storage)
-        assert fake.seen_by_storage[1].headers["range"].startswith("bytes=")
-
-
-def test_credentials_do_not_come_back_from_a_redirect() -> None:
-    """Home, a stranger, home again: the stranger must not choose what our credentials are used for."""
-    with FakeRegistry(auth="basic", redirect_blobs=True) as fake:
-        descriptor = blob_of(fake)
-        home = {"Location": f"http://{fake.address}/v2/app/blobs/{descriptor.digest}"}
-        fake.fail("GET", "/bucket/", Fault.REDIRECT, status=302, headers=home)
-        credentials = FixedCredentials(fake.address, Credential(USER, PASSWORD))
-        with Registry(credentials=credentials) as registry, pytest.raises(AuthError):
-            download(registry, fake, descriptor)
-        assert [one.authorization for one in fake.seen_by_storage] == [""]
-        assert fake.seen[-2].authorization
-        assert not fake.seen[-1].authorization
-
-
-@pytest.mark.parametrize(
-    ("location", "problem"),
-    [("file:///etc/passwd", "not a plain http"), ("/v2/app/manifests/latest", "more than 5 redirects")],
-)
-def test_redirects_that_lead_nowhere(fake: FakeRegistry, location: str, problem: str) -> None:
-    fake.fail("GET", "/manifests/", Fault.REDIRECT, status=302, headers={"Location": location}, times=9)
-    with client() as registry, pytest.raises(RegistryError, match=problem):
-        registry.resolve(name(fake), AMD64)
-
-
-# --- mirrors ---------------------------------------------------------------------------------------------------------
+# --- mirrors -----------------------------------------------------------------------------------------------------
 
 
 def test_a_mirror_comes_first_and_may_fail(fake: FakeRegistry) -> None:
@@ -420,76 +215,3 @@ def test_a_download_may_begin_at_a_mirror_and_end_at_the_registry(fake: FakeRegi
         with client(mirrors={fake.address: (mirror.address,)}) as registry:
             assert download(registry, fake, descriptor) == BIG
     assert "range" in fake.seen[-1].headers
-
-
-# --- tags and pushing ------------------------------------------------------------------------------------------------
-
-
-def test_tags_over_several_pages(fake: FakeRegistry) -> None:
-    for tag in "edcba":
-        fake.add_manifest("app", tag, b"{}")
-    with client() as registry:
-        assert registry.tags(name(fake)) == tuple("abcde")
-        assert fake.count("GET", "/tags/list") == 3
-        with pytest.raises(NotFoundError):
-            registry.tags(name(fake, "nowhere"))
-
-
-@pytest.mark.parametrize("chunk", [0, 1 << 20])
-@pytest.mark.parametrize("auth", ["", "bearer", "basic"])
-def test_push(auth: str, chunk: int) -> None:
-    with FakeRegistry(auth=auth) as fake:
-        credentials = FixedCredentials(fake.address, Credential(USER, PASSWORD))
-        with Registry(RegistrySettings(push_chunk=chunk), credentials) as registry:
-            descriptor = Descriptor(OCI_LAYER_GZIP, sha256(BIG), len(BIG))
-            reference = name(fake, suffix=":new")
-            assert not registry.has_blob(reference, descriptor)
-            assert registry.push_blob(reference, descriptor, lambda: io.BytesIO(BIG)) is Pushed.UPLOADED
-            assert fake.blobs[descriptor.digest] == BIG
-            assert registry.push_blob(reference, descriptor, lambda: io.BytesIO(BIG)) is Pushed.PRESENT
-            other = name(fake, "other")
-            assert registry.push_blob(other, descriptor, lambda: io.BytesIO(BIG), "app") is Pushed.MOUNTED
-            assert registry.push_blob(name(fake, "third"), descriptor, lambda: io.BytesIO(BIG), "x") is Pushed.UPLOADED
-            assert registry.push_manifest(reference, b'{"a": 1}', OCI_MANIFEST) == sha256(b'{"a": 1}')
-            assert fake.manifests["app", "new"] == (OCI_MANIFEST, b'{"a": 1}')
-
-
-@pytest.mark.parametrize("chunk", [0, 1 << 20])
-@pytest.mark.parametrize("fault", [Fault.RESET, Fault.STATUS])
-@pytest.mark.parametrize("method", ["HEAD", "POST", "PUT", "PATCH"])
-def test_a_push_that_breaks_is_taken_up_again(fake: FakeRegistry, method: str, fault: Fault, chunk: int) -> None:
-    fake.fail(method, "/blobs/", fault, status=503)
-    descriptor = Descriptor(OCI_LAYER_GZIP, sha256(BIG), len(BIG))
-    with client(push_chunk=chunk) as registry:
-        assert registry.push_blob(name(fake), descriptor, lambda: io.BytesIO(BIG)) is Pushed.UPLOADED
-    assert fake.blobs[descriptor.digest] == BIG
-
-
-def test_a_push_that_the_registry_forgot_begins_afresh(fake: FakeRegistry) -> None:
-    fake.fail("PATCH", "/blobs/", Fault.RESET)
-    fake.fail("GET", "/uploads/", Fault.STATUS, status=404)
-    descriptor = Descriptor(OCI_LAYER_GZIP, sha256(BIG), len(BIG))
-    with client(push_chunk=1 << 20) as registry:
-        assert registry.push_blob(name(fake), descriptor, lambda: io.BytesIO(BIG)) is Pushed.UPLOADED
-    assert fake.count("POST", "/uploads/") == 2
-
-
-def test_a_push_of_something_else_than_was_said(fake: FakeRegistry) -> None:
-    wrong = Descriptor(OCI_LAYER_GZIP, sha256(b"that"), 4)
-    with client() as registry, pytest.raises(RegistryError, match="DIGEST_INVALID"):
-        registry.push_blob(name(fake), wrong, lambda: io.BytesIO(b"this"))
-
-
-def test_a_registry_that_denies_the_push(fake: FakeRegistry) -> None:
-    fake.fail("POST", "/uploads/", Fault.STATUS, status=403)
-    with client() as registry, pytest.raises(AuthError, match="as planned"):
-        registry.push_blob(name(fake), Descriptor(OCI_LAYER_GZIP, sha256(b"x"), 1), lambda: io.BytesIO(b"x"))
-
-
-def test_no_time_is_lost_on_a_stall(fake: FakeRegistry) -> None:
-    descriptor = blob_of(fake)
-    fake.fail("GET", "/blobs/", Fault.STALL)
-    began = time.monotonic()
-    with client() as registry:
-        download(registry, fake, descriptor)
-    assert time.monotonic() - began < 20 * STALL_S

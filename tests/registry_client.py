@@ -1,0 +1,44 @@
+"""What the registry tests share: clients that do not wait, and names and blobs in a fake registry."""
+
+from __future__ import annotations
+
+import hashlib
+
+from imagebuild.credentials import CredentialFiles
+from imagebuild.manifest import Descriptor
+from imagebuild.platforms import Platform
+from imagebuild.reference import Reference
+from imagebuild.registry import Registry
+from imagebuild.retry import Retrier, RetryPolicy
+from imagebuild.settings import RegistrySettings
+from tests.fake_registry import OCI_LAYER_GZIP, FakeRegistry
+
+AMD64 = Platform("linux", "amd64")
+STALL_S = 0.3
+BIG = hashlib.shake_256(b"big").digest(3 << 20)
+
+
+class Sleeps(list[float]):
+    """Notes the pauses instead of taking them."""
+
+    def __call__(self, seconds: float) -> None:
+        self.append(seconds)
+
+
+def client(sleeps: Sleeps | None = None, attempts: int = 4, **settings: object) -> Registry:
+    chosen = RegistrySettings(stall_timeout_s=STALL_S, connect_timeout_s=2, **settings)  # type: ignore[arg-type]
+    retrier = Retrier(RetryPolicy(attempts=attempts), sleep=sleeps if sleeps is not None else Sleeps())
+    return Registry(chosen, CredentialFiles(()), retrier)
+
+
+def name(fake: FakeRegistry, repository: str = "app", suffix: str = "") -> Reference:
+    return Reference.parse(f"{fake.address}/{repository}{suffix}")
+
+
+def blob_of(fake: FakeRegistry, data: bytes = BIG) -> Descriptor:
+    return Descriptor(OCI_LAYER_GZIP, fake.add_blob(data), len(data))
+
+
+def download(registry: Registry, fake: FakeRegistry, descriptor: Descriptor) -> bytes:
+    with registry.blob(name(fake), descriptor) as stream:
+        return b"".join(stream)
