@@ -21,7 +21,7 @@ from pathlib import Path
 from vch.ports import Published
 
 PROGRAM = "qemu-system-x86_64"
-LINK_PORT = "org.vch.link"  # name of tether's virtio-serial port, as the guest sees it
+LINK_PORT = "org.vch.link.0"  # name of tether's virtio-serial port, as the guest sees it
 CONSOLE_DEVICE = "ttyS0"
 
 # What slirp, the user-mode network, gives to its one guest (QEMU manual, "Using the user mode network stack").

@@ -1,0 +1,113 @@
+"""Writable disks of a machine: the top of its root file system, and volumes.  All are ext4 in a VMDK.
+
+A disk that ends with its machine is a file without a name (O_TMPFILE), described by a VMDK descriptor that exists in
+memory only (memfd); QEMU gets both as descriptors.  Nothing has to be removed afterwards, so nothing can be forgotten.
+
+A named volume is a folder with two files, which any VMware tool can open:
+
+    volumes/NAME/volume.vmdk        the descriptor
+    volumes/NAME/volume-flat.vmdk   the ext4 file system, sparse
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from imagebuild import vmdk
+from vch.errors import HostError
+from vch.locks import NameLock
+from vch.qemu import Drive
+
+SECTOR = 512
+DESCRIPTOR, CONTENT = "volume.vmdk", "volume-flat.vmdk"
+_NO_SPACE = "make room, or set VCH_HOME to a folder with more"
+
+
+@dataclass
+class DiskSet:
+    """The writable disks of one machine, with all that is held open or locked for them until `close`."""
+
+    state: Path
+    """The state folder: named volumes are in it, and unnamed files on its file system."""
+    drives: list[Drive] = field(default_factory=list)
+    fd_sets: dict[int, int] = field(default_factory=dict)
+    _held: ExitStack = field(default_factory=ExitStack)
+
+    def add_unnamed(self, serial: str, size: int) -> None:
+        """A disk of `size` bytes that ends with the machine."""
+        content = self._keep(unnamed_file(self.state))
+        _format(content, size, str(self.state))
+        described = self._keep(os.memfd_create(f"vmdk-{serial}", os.MFD_CLOEXEC))
+        os.write(described, vmdk.flat(f"/dev/fdset/{self._fd_set(content)}", size // SECTOR).encode())
+        self.drives.append(Drive(serial, f"/dev/fdset/{self._fd_set(described)}", volatile=True))
+
+    def add_volume(self, serial: str, name: str, size: int, read_only: bool) -> None:
+        """The volume `name`, made with `size` bytes if there is none.  Raises HostError if another machine has it."""
+        self._held.enter_context(NameLock(self.state, "volume", name))
+        folder = self.state / "volumes" / name
+        if not (folder / DESCRIPTOR).exists():
+            make_volume(folder, size)
+        self.drives.append(Drive(serial, str(folder / DESCRIPTOR), read_only))
+
+    def add_image(self, serial: str, descriptor: Path) -> None:
+        """The disk of the image's layers."""
+        self.drives.append(Drive(serial, str(descriptor), read_only=True))
+
+    def close(self) -> None:
+        """Gives everything back, once QEMU has ended."""
+        self._held.close()
+
+    def _keep(self, descriptor: int) -> int:
+        self._held.callback(os.close, descriptor)
+        return descriptor
+
+    def _fd_set(self, descriptor: int) -> int:
+        number = len(self.fd_sets) + 1
+        self.fd_sets[number] = descriptor
+        return number
+
+
+def unnamed_file(folder: Path) -> int:
+    """A file without a name on the file system of `folder`, or in memory where that one cannot have such."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):  # open(2), O_TMPFILE: "not supported here"
+            raise HostError("make disk", str(folder), error.strerror or str(error), _NO_SPACE) from error
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".disk-") as file:  # has a name for an instant only
+        return os.dup(file.fileno())
+
+
+def make_volume(folder: Path, size: int) -> None:
+    """An empty named volume, whole or not at all.  The caller has locked the name."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
+    try:
+        content = os.open(fresh / CONTENT, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            _format(content, size, str(folder))
+            os.fsync(content)
+        finally:
+            os.close(content)
+        (fresh / DESCRIPTOR).write_text(vmdk.flat(CONTENT, size // SECTOR))
+        fresh.rename(folder)
+    except OSError as error:
+        raise HostError("make volume", str(folder), error.strerror or str(error), _NO_SPACE) from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _format(descriptor: int, size: int, subject: str) -> None:
+    from imagebuild.ext4 import make_ext4
+
+    try:
+        make_ext4(descriptor, size, "", os.urandom(16))
+    except OSError as error:
+        raise HostError("make disk", subject, error.strerror or str(error), _NO_SPACE) from error

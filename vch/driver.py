@@ -1,0 +1,320 @@
+"""The I/O thread of one machine: it alone touches QEMU, the link, the console and the monitor.
+
+Other threads reach it through `post` and the promises it keeps.  It starts QEMU itself, because QEMU's life hangs on
+the thread that started it (vch/qemu_process.py).  It ends when QEMU has ended and everything that QEMU or the guest
+still said has been read: the sockets' own ends say when that is, so nothing is lost and nothing waits for a timer.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from tether.link import events as link
+from tether.link.endpoint import Endpoint
+from tether.link.errors import LinkError
+from tether.link.hello import APPLIANCE
+from tether.link.messages import FIRST_SESSION_STREAM, STREAMS_PER_SESSION, Ended, Fault, Goodbye, Ready
+from tether.link.reactor import Reactor, Watch
+from tether.link.transport import of_fd
+from tether.link.wire import Wire
+from vch import qemu
+from vch.console import Console
+from vch.errors import GuestError, MachineError, OperationError
+from vch.explain import Evidence, Stage, explain
+from vch.promise import Promise
+from vch.qemu import Channels, MachineConfig
+from vch.qemu_process import Ended as QemuEnded
+from vch.qemu_process import QemuProcess, channel
+from vch.qmp import Qmp, QmpEvent, QmpProtocolError
+from vch.session import Session
+
+if TYPE_CHECKING:
+    from tether.link.record import Record
+    from tether.link.stream import Stream
+
+READ_SIZE = 64 << 10
+
+
+class Driver:
+    """See the module."""
+
+    def __init__(self, config: MachineConfig, program: str) -> None:
+        self.ready: Promise[Ready] = Promise("the machine to boot")
+        self.gone: Promise[MachineError] = Promise("the machine to end")
+        """Kept when QEMU has ended and all was read, with the explanation (which is no error if it was asked for)."""
+        self.reactor = Reactor()
+        self.console = Console()
+        self.stage = Stage.BOOTING
+        self.notices: list[str] = []
+        """What the user should hear of although it ended nothing: the host's disk is full."""
+        self._config, self._program = config, program
+        self._endpoint = Endpoint(APPLIANCE, software="vch")
+        self._wire = Wire(self.reactor, self._endpoint, self._link_event, self._link_closed)
+        self._qmp = Qmp()
+        self._sessions: dict[int, Session] = {}
+        self._answers: dict[int, Promise[Record]] = {}
+        self._process: QemuProcess | None = None
+        self._goodbye: Goodbye | None = None
+        self._link_failure = ""
+        self._open: set[str] = set()  # channels whose end has not been seen
+        self._sockets: list[socket.socket] = []
+        self._reason: MachineError | None = None  # why the machine is gone, once it is
+        self._lock = threading.RLock()  # between `post` and the thread's end; reentrant, for signal handlers
+        self._closed_for_posts = False
+        self._thread = threading.Thread(target=self._run, name=f"machine {config.name}", daemon=True)
+
+    # from any thread
+
+    def start(self) -> None:
+        """Starts the thread, which starts QEMU."""
+        self._thread.start()
+
+    def post(self, call: Callable[[], None]) -> bool:
+        """Has the I/O thread call this; False if it has ended, and will not.  Safe in signal handlers."""
+        with self._lock:
+            if self._closed_for_posts:
+                return False
+            self.reactor.post(call)
+            return True
+
+    def request(self, message: Record) -> Promise[Record]:
+        """Asks the guest."""
+        promise: Promise[Record] = Promise(f"the answer to {type(message).__name__}")
+        if not self.post(lambda: self._ask(message, promise)):
+            promise.fail(self.gone.result(0))
+        return promise
+
+    def open(self, session: Session, message: Record, connect: Callable[[], None]) -> Promise[Record]:
+        """Connects a session and asks the guest to start it."""
+        started: Promise[Record] = Promise("the process to start")
+
+        def open_it() -> None:
+            connect()
+            self._open_session(session, message, started)
+
+        if not self.post(open_it):
+            started.fail(self.gone.result(0))
+        return started
+
+    def kill(self) -> None:
+        """Ends QEMU at once."""
+        self.post(self._kill)
+
+    def join(self, seconds: float) -> bool:
+        """Waits for the thread to end, which is after the machine's and when all output is written."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def abandon_output(self) -> None:
+        """Does not wait for somebody who does not read."""
+
+        def abandon() -> None:
+            for session in self._sessions.values():
+                session.loop_abandon_output()
+
+        self.post(abandon)
+
+    # from the I/O thread
+
+    def stream(self, number: int) -> Stream:
+        """A stream of the link."""
+        return self._endpoint.stream(number)
+
+    def _open_session(self, session: Session, message: Record, started: Promise[Record]) -> None:
+        self._sessions[session.number] = session
+
+        def answered(answer: Promise[Record]) -> None:
+            if answer.error is not None:
+                session.loop_lost(answer.error)
+            else:
+                self.stage = Stage.RUNNING
+
+        started.then(answered)
+        self._ask(message, started)
+
+    def loop_request(self, message: Record) -> None:
+        """Asks the guest for something whose failure is nobody's business (the process may just have ended)."""
+        self._ask(message, Promise("nothing"))
+
+    def _ask(self, message: Record, promise: Promise[Record]) -> None:
+        if self._reason is not None:
+            promise.fail(self._reason)
+            return
+        try:
+            self._answers[self._endpoint.request(message)] = promise
+        except LinkError as error:
+            promise.fail(MachineError(type(message).__name__.lower(), "link", str(error)))
+
+    # the thread
+
+    def _run(self) -> None:
+        error: BaseException | None = None
+        try:
+            self._begin()
+            while self._open:
+                self.reactor.run_once()
+        except OperationError as failure:
+            error = failure
+        except BaseException as failure:  # noqa: BLE001 - a bug of ours: whoever waits for us must hear of it
+            error = failure
+        self._end(error)
+
+    def _begin(self) -> None:
+        ours, theirs = zip(*(channel() for _ in range(3)), strict=True)
+        qmp_end, link_end, console_end = ours
+        channels = Channels(*(end.fileno() for end in theirs))
+        command = qemu.command_line(self._config, channels, self._program)
+        try:
+            self._process = QemuProcess(command, qemu.inherited(self._config, channels))
+        finally:
+            for end in theirs:
+                end.close()
+        self._sockets = [qmp_end, console_end]
+        self._open = {"process", "link", "console", "qmp"}
+        self._watch_process(self._process)
+        self._watch_socket("console", console_end, self._console_data)
+        self._watch_socket("qmp", qmp_end, self._qmp_data)
+        qmp_end.send(self._qmp.transmit())
+        self._wire.attach(of_fd(link_end.detach(), "link"))
+
+    def _end(self, error: BaseException | None) -> None:
+        """QEMU has ended, or we cannot go on."""
+        ended = self._process.close() if self._process is not None else None
+        self._wire.close()
+        self._qmp.closed("QEMU has ended")
+        for end in self._sockets:
+            end.close()
+        self._reason = reason = self._why(ended, error)
+        for promise in self._answers.values():
+            promise.fail(reason)
+        for session in list(self._sessions.values()):
+            session.loop_lost(reason)
+        self.ready.fail(reason)
+        self.gone.keep(reason)
+        while not all(session.flushed.done for session in self._sessions.values()):
+            self.reactor.run_once()  # somebody reads slowly what the machine has left
+        with self._lock:
+            self._closed_for_posts = True
+        self.reactor.run_once(0)  # what was posted before that
+        self.reactor.close()
+
+    def _why(self, ended: QemuEnded | None, error: BaseException | None) -> MachineError:
+        if error is None:
+            return explain(Evidence(self.stage, self.console, ended, self._goodbye, self._link_failure))
+        if isinstance(error, MachineError):
+            return error
+        if isinstance(error, OperationError):
+            return MachineError(error.step, error.subject, error.cause, error.remedy, self.console.tail())
+        bug = MachineError("machine", "I/O thread", f"{type(error).__name__}: {error}", "a bug in vch: report it")
+        bug.__cause__ = error
+        return bug
+
+    def _kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+
+    # QEMU
+
+    def _watch_process(self, process: QemuProcess) -> None:
+        def ended(_conditions: int) -> None:
+            ended_watch.close()
+            self._closed("process")
+
+        def complained(_conditions: int) -> None:
+            if not process.read_stderr():
+                stderr_watch.close()
+
+        ended_watch = self.reactor.watch(process.pidfd, ended)
+        stderr_watch = self.reactor.watch(process.stderr, complained)
+
+    def _watch_socket(self, name: str, end: socket.socket, take: Callable[[bytes], None]) -> None:
+        """Reads a channel for as long as it lasts."""
+
+        def ready(_conditions: int) -> None:
+            try:
+                data = end.recv(READ_SIZE)
+            except BlockingIOError:
+                return
+            except ConnectionResetError:
+                data = b""
+            if data:
+                take(data)
+                return
+            watch.close()
+            end.close()
+            self._closed(name)
+
+        watch: Watch = self.reactor.watch(end.fileno(), ready)
+
+    def _closed(self, channel_name: str) -> None:
+        self._open.discard(channel_name)
+
+    def _console_data(self, data: bytes) -> None:
+        self.console.feed(data)
+
+    def _qmp_data(self, data: bytes) -> None:
+        try:
+            for event in self._qmp.receive(data):
+                self._qmp_event(event)
+        except QmpProtocolError as error:
+            raise MachineError("monitor", "QEMU", str(error), "report it") from error
+
+    def _qmp_event(self, event: QmpEvent) -> None:
+        if event.name == "BLOCK_IO_ERROR":
+            device = event.data.get("node-name") or event.data.get("device")
+            full = "the host's disk is full" if event.data.get("nospace") else str(event.data.get("reason", ""))
+            notice = f"disk {device}: {full}: the container gets I/O errors"
+            if notice not in self.notices:
+                self.notices.append(notice)
+
+    # the link
+
+    def _link_event(self, event: link.Event) -> None:
+        match event:
+            case link.Answered(id=number, message=message):
+                self._answered(number, message)
+            case link.Notified(message=message):
+                self._notified(message)
+            case link.Refused(reason=reason) | link.Failed(reason=reason):
+                self._link_failure = reason
+                self._kill()
+            case link.Connected() | link.Disconnected():
+                pass
+            case _:
+                number = getattr(event, "stream", 0)
+                session = self._sessions.get((number - FIRST_SESSION_STREAM) // STREAMS_PER_SESSION)
+                if session is not None and number >= FIRST_SESSION_STREAM:
+                    session.loop_stream(number)
+
+    def _answered(self, number: int, message: Record) -> None:
+        promise = self._answers.pop(number, None)
+        if promise is None:
+            return
+        if isinstance(message, Fault):
+            promise.fail(GuestError(message, self.console.tail()))
+        else:
+            promise.keep(message)
+
+    def _notified(self, message: Record) -> None:
+        match message:
+            case Ready():
+                self.stage = Stage.READY
+                self.ready.keep(message)
+            case Ended(session=number):
+                session = self._sessions.get(number)
+                if session is not None:
+                    session.loop_ended(message)
+            case Goodbye():
+                self._goodbye = message
+
+    def _link_closed(self, _reason: str) -> None:
+        self._closed("link")
+
+
+def entropy() -> bytes:
+    """Random bytes for a guest."""
+    return os.urandom(64)

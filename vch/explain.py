@@ -1,0 +1,99 @@
+"""Why a machine ended: from all that was seen of it to one sentence with step, cause and remedy.  Pure.
+
+Evidence, best first: what tether said over the link (Goodbye), what tether or the kernel said last on the console, what
+QEMU said, how QEMU ended.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from dataclasses import dataclass
+from enum import Enum
+
+from tether.link.messages import Fault, Goodbye
+from vch.console import Console
+from vch.errors import BootError, GuestError, MachineError, MachineLostError
+from vch.qemu_process import Ended
+
+_TETHER_LINE = re.compile(r"^(?:\[ *\d+\.\d+\] )?tether: (.*)$", re.MULTILINE)
+_NO_MEMORY = re.compile(r"[Oo]ut of memory|deadlocked on memory|out-of-memory|oom-kill|Cannot allocate|write error$")
+_DEBUG = "run it with -D to see the console"
+_MORE_MEMORY = "give it more memory: -m"
+
+
+class Stage(Enum):
+    """How far a machine had come.  From RUNNING on, the container's process may have done something."""
+
+    BOOTING = "boot"  # the kernel or tether was starting
+    READY = "start container"  # tether waited for, or worked on, its spec
+    RUNNING = "run container"  # the process ran
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was seen of a machine that is gone.  `ended` is None if QEMU never ran or had to be killed by us."""
+
+    stage: Stage
+    console: Console
+    ended: Ended | None = None
+    goodbye: Goodbye | None = None
+    link_failure: str = ""
+
+
+def explain(evidence: Evidence) -> MachineError:
+    """The error to raise."""
+    console = evidence.console.tail()
+    goodbye = evidence.goodbye
+    if goodbye is not None and goodbye.fault is not None:
+        return GuestError(goodbye.fault, console)
+    subject, cause, remedy = _cause(evidence)
+    kind = MachineLostError if evidence.stage is Stage.RUNNING else BootError
+    return kind(evidence.stage.value, subject, cause, remedy, console)
+
+
+def _cause(evidence: Evidence) -> tuple[str, str, str]:
+    """Subject, cause, remedy."""
+    console = evidence.console
+    if console.panic:
+        memory = _NO_MEMORY.search(console.text) is not None
+        return "guest kernel", f"panic: {console.panic}", _MORE_MEMORY if memory else _DEBUG
+    said = _TETHER_LINE.findall(console.text)
+    if said:
+        return "tether", said[-1].strip(), "" if said[-1].endswith(")") else _DEBUG
+    if evidence.ended is not None and evidence.ended.status:
+        return _cause_in_qemu(evidence.ended)
+    if evidence.link_failure:
+        return "link", evidence.link_failure, "report it: host and guest do not understand each other"
+    if evidence.goodbye is not None:
+        return "guest", f"powered off: {evidence.goodbye.reason}", _DEBUG
+    heard = f"; last heard: {console.last_words}" if console.last_words else ", and nothing was heard from it"
+    return "guest", f"powered off without a word{heard}", _DEBUG
+
+
+def _cause_in_qemu(ended: Ended) -> tuple[str, str, str]:
+    if not ended.killed_by:
+        return "QEMU", ended.complaint or f"ended with {ended.status}", _remedy_for(ended.complaint)
+    name = signal.Signals(ended.killed_by).name
+    remedy = "see whether the host ran out of memory (dmesg)" if name == "SIGKILL" else ""
+    return "QEMU", f"killed by {name}", remedy
+
+
+def _remedy_for(complaint: str) -> str:
+    """What helps against QEMU's commonest complaints."""
+    if "host forwarding rule" in complaint:
+        return "the port is taken: choose another one with -p"
+    if "Cannot allocate memory" in complaint or "cannot set up guest memory" in complaint:
+        return "use less memory: -m"
+    if "Failed to get" in complaint and "lock" in complaint:
+        return "another machine uses this disk"
+    return ""
+
+
+def is_missing_command(fault: Fault) -> int | None:
+    """The exit code that Docker has for a command that could not be executed: 127, 126, or None for other faults."""
+    if fault.step == "exec":
+        return 127 if fault.errno == "ENOENT" else 126
+    if fault.step == "working directory" and fault.errno in ("ENOTDIR", "EACCES"):
+        return 126
+    return None

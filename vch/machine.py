@@ -1,0 +1,139 @@
+"""One container VM, as programs use it.
+
+    with Machine(config, program) as machine:       # boots
+        session = machine.start(spec, Stdio(stdout=1, stderr=2))
+        code = session.wait()
+
+Whatever happens in the block, nothing of the machine is left after it.  Methods may be called from any thread; each
+wait has a deadline or ends with the machine.
+"""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, cast
+
+from tether.link.messages import PRIMARY, Exec, Pong, Ready, Shutdown, Start, Started
+from tether.link.messages import Ping as PingRequest
+from tether.spec import Identity, Process, Spec
+from vch.driver import Driver, entropy
+from vch.errors import BootError, DeadlineError, MachineError
+from vch.promise import Promise
+from vch.qemu import Accelerator, MachineConfig
+from vch.session import Session, Stdio
+
+if TYPE_CHECKING:
+    from tether.link.record import Record
+
+# An emulated machine on a host that is busy with several others: 40 times what it takes alone.  A machine that fails
+# says so at once; this is for one that does nothing at all.
+BOOT_SECONDS = {Accelerator.KVM: 30.0, Accelerator.TCG: 180.0}
+START_SECONDS = {Accelerator.KVM: 60.0, Accelerator.TCG: 300.0}  # seeding a volume copies what the image has there
+ANSWER_SECONDS = 60.0
+POWER_OFF_SECONDS = 60.0  # sync, unmount, power off, after the processes are gone
+KILL_SECONDS = 15.0
+
+
+class Machine:
+    """See the module."""
+
+    def __init__(self, config: MachineConfig, program: str) -> None:
+        self.config = config
+        self._driver = Driver(config, program)
+        self._sessions = PRIMARY
+        self._booted = False
+
+    def __enter__(self) -> Machine:
+        self.boot()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def boot(self) -> Ready:
+        """Starts QEMU and waits until tether is ready for a spec.  Raises BootError, or MachineError."""
+        self._booted = True
+        self._driver.start()
+        seconds = BOOT_SECONDS[self.config.accelerator]
+        try:
+            return self._driver.ready.result(seconds)
+        except DeadlineError:
+            console = self._driver.console
+            heard = f"; last heard: {console.last_words}" if console.last_words else ", and nothing was heard from it"
+            self.close()
+            cause = f"it did not come up within {seconds:.0f} s{heard}"
+            raise BootError("boot", "guest", cause, "run it with -D to see the console", console.tail()) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def start(self, spec: Spec, stdio: Stdio | None = None) -> tuple[Session, Started]:
+        """Makes it the container of `spec` and runs its primary process.
+
+        Raises GuestError if a step fails in the guest, or the error the machine ended with.
+        """
+        # What no two machines may share is made at the last moment: the clock is read on arrival.
+        spec = spec.but(identity=Identity(entropy=entropy(), clock_ns=time.time_ns()))
+        return self._open(PRIMARY, Start(spec=spec), stdio or Stdio(), START_SECONDS[self.config.accelerator])
+
+    def exec(self, process: Process, stdio: Stdio | None = None) -> tuple[Session, Started]:
+        """Runs another process in the container."""
+        self._sessions += 1
+        message = Exec(session=self._sessions, process=process)
+        return self._open(self._sessions, message, stdio or Stdio(), ANSWER_SECONDS)
+
+    def ping(self) -> Pong:
+        """Asks whether anybody is there."""
+        return cast("Pong", self._driver.request(PingRequest()).result(ANSWER_SECONDS))
+
+    def stop(self, seconds: float, reason: str = "asked to stop") -> Promise[Record]:
+        """Has the guest end its processes (stop signal, after `seconds` SIGKILL), unmount and power off; at once back.
+
+        Safe in signal handlers.  `join` waits for it.
+        """
+        return self._driver.request(Shutdown(grace_ms=max(0, int(seconds * 1000)), reason=reason))
+
+    def join(self, seconds: float) -> MachineError:
+        """Waits for the machine to end; how it ended.  Raises DeadlineError."""
+        return self._driver.gone.result(seconds)
+
+    def power_off(self) -> None:
+        """An orderly end: file systems of volumes are unmounted.  A guest that does not manage it in time is killed."""
+        self.stop(0, "the container has ended")
+        try:
+            self.join(POWER_OFF_SECONDS)
+        except DeadlineError:
+            self.notices.append(f"the machine did not power off within {POWER_OFF_SECONDS:.0f} s and was killed")
+        self.close()
+
+    def kill(self) -> None:
+        """Ends it at once, as pulling the plug would."""
+        self._driver.kill()
+
+    def close(self) -> None:
+        """Sees to it that nothing of it is left.  A second call does nothing."""
+        if not self._booted:
+            return
+        self.kill()
+        if not self._driver.join(KILL_SECONDS):
+            # Only output that nobody takes can hold it up now, and who closes a machine does not wait for that.
+            self._driver.abandon_output()
+            self._driver.join(KILL_SECONDS)
+
+    @property
+    def console(self) -> str:
+        """The end of what the console said."""
+        return self._driver.console.tail()
+
+    @property
+    def notices(self) -> list[str]:
+        """What the user should hear of although it ended nothing."""
+        return self._driver.notices
+
+    def _open(self, number: int, message: Record, stdio: Stdio, seconds: float) -> tuple[Session, Started]:
+        session = Session(self._driver, number)
+        started = self._driver.open(session, message, lambda: session.loop_connect(stdio))
+        return session, cast("Started", started.result(seconds))

@@ -1,0 +1,161 @@
+"""What the user has set: an option of the command, else an environment variable, else config.toml, else the default.
+
+    # ~/.config/vch/config.toml (VCH_CONFIG: another file)
+    memory = "512m"             # VCH_MEMORY    of each machine, unless -m says otherwise
+    cpus = 2                    # VCH_CPUS
+    accelerator = "auto"        # VCH_ACCEL     auto, kvm or tcg
+    kernel = "pico"             # VCH_KERNEL    pico or debian-cloud; default: pico where it has been built
+    qemu = "qemu-system-x86_64" # VCH_QEMU      program to run
+    disk_size = "16g"           # VCH_DISK_SIZE most that a container can write
+    volume_size = "16g"         # VCH_VOLUME_SIZE of a volume that is made
+
+    [registries."registry.example:5000"]
+    insecure = true             # plain HTTP, or a certificate that nobody vouches for
+    ca_file = "/etc/ca.pem"     # authorities to trust besides the system's
+    mirrors = ["https://mirror.example"]
+
+The state folder is VCH_HOME, by default ~/.local/share/vch (imagebuild/home.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from imagebuild import home
+from vch import qemu, values
+from vch.errors import SettingsError
+
+if TYPE_CHECKING:
+    from imagebuild.settings import RegistrySettings
+
+T = TypeVar("T")
+MIB = 1 << 20
+GIB = 1 << 30
+
+ACCELERATORS = ("auto", "kvm", "tcg")
+KERNELS = ("pico", "debian-cloud")
+
+# Measured with Debian's cloud kernel, the larger of the two: the kernel, the boot image and tether take 75 MiB of it.
+DEFAULT_MEMORY = 256 * MIB
+LEAST_MEMORY = 96 * MIB  # below this the larger kernel does not unpack the boot image any more
+DEFAULT_CPUS = 1  # a second one costs boot time, and much of it without KVM
+DISK_SIZE = 16 * GIB  # sparse: costs what is written
+_REMEDY = "see docs/run.md, Settings"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings, with defaults filled in.  Sizes in bytes."""
+
+    home: Path
+    memory: int = DEFAULT_MEMORY
+    cpus: int = DEFAULT_CPUS
+    accelerator: str = "auto"
+    kernel: str | None = None
+    qemu: str = qemu.PROGRAM
+    disk_size: int = DISK_SIZE
+    volume_size: int = DISK_SIZE
+    registries: Mapping[str, Any] | None = None
+    """The table as it stands in the file; `registry_settings` reads it when a registry is needed."""
+
+    @property
+    def state(self) -> Path:
+        """What may be deleted at any time: verdicts, locks."""
+        return self.home / "state"
+
+
+def load(environ: Mapping[str, str]) -> Settings:
+    """The settings.  Raises SettingsError that names the key."""
+    given = _Given(environ, _read(home.config_file(environ)))
+    return Settings(
+        home=home.home(environ),
+        memory=given.value("memory", "VCH_MEMORY", _size, DEFAULT_MEMORY),
+        cpus=given.value("cpus", "VCH_CPUS", _count, DEFAULT_CPUS),
+        accelerator=given.value("accelerator", "VCH_ACCEL", _choice(ACCELERATORS), "auto"),
+        kernel=given.value("kernel", "VCH_KERNEL", _choice(KERNELS), None),
+        qemu=given.value("qemu", "VCH_QEMU", str, qemu.PROGRAM),
+        disk_size=given.value("disk_size", "VCH_DISK_SIZE", _size, DISK_SIZE),
+        volume_size=given.value("volume_size", "VCH_VOLUME_SIZE", _size, DISK_SIZE),
+        registries=given.rest(),
+    )
+
+
+def registry_settings(settings: Settings) -> RegistrySettings:
+    """What the registry client wants to know."""
+    from imagebuild.settings import RegistrySettings
+
+    tables = settings.registries or {}
+    for name, table in tables.items():
+        unknown = sorted(set(table) - {"insecure", "ca_file", "mirrors"}) if isinstance(table, dict) else ["(no table)"]
+        if unknown:
+            raise SettingsError("read settings", f'registries."{name}"', f"unknown key {unknown[0]}", _REMEDY)
+    return RegistrySettings(
+        mirrors={name: tuple(map(str, table["mirrors"])) for name, table in tables.items() if "mirrors" in table},
+        insecure=frozenset(name for name, table in tables.items() if table.get("insecure") is True),
+        ca_files={name: Path(str(table["ca_file"])) for name, table in tables.items() if "ca_file" in table},
+    )
+
+
+class _Given:
+    """Environment before file; what is left of the file at the end is unknown."""
+
+    def __init__(self, environ: Mapping[str, str], table: dict[str, Any]) -> None:
+        self._environ, self._table = environ, table
+
+    def value(self, key: str, variable: str, convert: Callable[[str], T], default: T) -> T:
+        from_file = self._table.pop(key, None)
+        name, text = (variable, self._environ[variable]) if self._environ.get(variable) else (key, from_file)
+        if text is None:
+            return default
+        try:
+            return convert(str(text))
+        except ValueError as error:
+            raise SettingsError("read settings", name, str(error), _REMEDY) from error
+
+    def rest(self) -> Mapping[str, Any]:
+        registries = self._table.pop("registries", {})
+        if self._table:
+            raise SettingsError("read settings", sorted(self._table)[0], "no such setting", _REMEDY)
+        if not isinstance(registries, dict):
+            raise SettingsError("read settings", "registries", "not a table", _REMEDY)
+        return registries
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise SettingsError("read settings", str(path), getattr(error, "strerror", None) or str(error)) from error
+    import tomllib  # 8 ms: only where there is a file to read
+
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError("read settings", str(path), str(error), "correct the file") from error
+
+
+def _size(text: str) -> int:
+    size = values.parse_size(text)
+    if size <= 0:
+        raise ValueError(f"invalid size: '{text}'")
+    return size
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"'{text}' is no number of processors")
+    return int(text)
+
+
+def _choice(choices: tuple[str, ...]) -> Callable[[str], str]:
+    def choose(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"'{text}' is none of {', '.join(choices)}")
+        return text
+
+    return choose
