@@ -1,0 +1,339 @@
+"""The streams of one endpoint: takes DATA, ACK, NAK and CLOSED frames in, and decides which frame goes out next.
+
+Order of what goes out: complaints about gaps and acknowledgements, then the control stream, then the other streams in
+turn, one frame each.  A call of `gather` returns about one longest payload, so that control is never behind more bulk
+data than that.
+
+Memory: a stream exists from its first byte until both of its ends are done with it.  Who sends forgets it when the end
+has been acknowledged and says CLOSED; who receives forgets it when it is read to the end and CLOSED has come.  Until
+then its position stays, so that a late duplicate does not bring it back to life.
+"""
+
+import sys
+from _weakref import ref
+
+from tether.link.errors import ProtocolError
+from tether.link.events import Aborted, Drained, Readable, Stopped, Writable
+from tether.link.frame import ABORT, ACK, CLOSED, DATA, NAK, STOP, build
+from tether.link.messages import CONTROL_STREAM
+from tether.link.receiver import LAZY, NOTHING, URGENT, Receiver
+from tether.link.sender import Sender
+from tether.link.stream import Stream
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections import deque
+    from collections.abc import Callable
+
+    from tether.link.events import Event
+    from tether.link.frame import Part
+    from tether.link.hello import Hello
+    from tether.link.limits import Limits
+else:
+    from _collections import deque  # the same, without importing `collections`
+
+_ACK_SIZE = 16
+
+
+class Mux:
+    """See the module.  `changed` is called when there may be something to send."""
+
+    def __init__(self, limits: "Limits", durable: bool, events: "list[Event]", changed: "Callable[[], None]") -> None:
+        self.limits, self.durable = limits, durable
+        self.peer: Hello | None = None
+        self.senders: dict[int, Sender] = {}
+        self.receivers: dict[int, Receiver] = {}
+        self._events, self._changed = events, changed
+        self._readable: set[int] = set()  # streams whose Readable is among the events that nobody has fetched yet
+        self._facades: dict[int, ref[Stream]] = {}
+        self._queue: deque[Sender] = deque()  # senders that may have something to send
+        self._unopened: dict[int, Sender] = {}  # senders that wait until the peer has room for one more stream
+        self._urgent: dict[int, Receiver] = {}  # (used as an ordered set)
+        self._lazy: dict[int, Receiver] = {}
+        self._naks: dict[int, Receiver] = {}
+        self._closed: dict[int, None] = {}
+        self._unacknowledged = 0  # bytes received since acknowledgements went out
+
+    # what the owner does
+
+    def stream(self, number: int) -> Stream:
+        """The stream's handle; the same one as long as somebody holds it."""
+        known = self._facades.get(number)
+        stream = known() if known else None
+        if stream is None:
+            stream = Stream(self, number, self.senders.get(number), self.receivers.get(number))
+            self._facades[number] = ref(stream, lambda gone: self._dropped(number, gone))
+        return stream
+
+    def _dropped(self, number: int, gone: "ref[Stream]") -> None:
+        if self._facades.get(number) is gone:
+            del self._facades[number]
+
+    def sender(self, number: int, start: int = 0) -> Sender:
+        """The sending half, made if need be."""
+        sender = self.senders.get(number)
+        if sender is None:
+            control = number == CONTROL_STREAM
+            capacity = self.limits.control_window if control else self.limits.ring
+            credit = 0 if self.peer is None else self.peer.control if control else self.peer.window
+            sender = self.senders[number] = Sender(number, capacity, start + credit, start)
+            self._attach(number)
+        return sender
+
+    def receiver(self, number: int, start: int = 0) -> Receiver:
+        """The receiving half, made if need be."""
+        receiver = self.receivers.get(number)
+        if receiver is None:
+            window = self.limits.control_window if number == CONTROL_STREAM else self.limits.window
+            receiver = self.receivers[number] = Receiver(number, window, start)
+            self._attach(number)
+        return receiver
+
+    def opened(self, number: int) -> Receiver:
+        """The receiving half of a stream that the peer has opened.  Raises ProtocolError if there are too many."""
+        receiver = self.receiver(number)
+        if not receiver.opened:
+            receiver.opened = True
+            if sum(one.opened for one in self.receivers.values()) > self.limits.streams + 1:  # 1: the control stream
+                raise ProtocolError(f"stream {number} would be one more than the limit of {self.limits.streams}")
+        return receiver
+
+    def _attach(self, number: int) -> None:
+        known = self._facades.get(number)
+        stream = known() if known else None
+        if stream is not None:
+            stream.attach(self.senders.get(number), self.receivers.get(number))
+
+    def break_streams(self) -> None:
+        """The other end is gone for good: every handle says so from now on."""
+        for known in list(self._facades.values()):
+            stream = known()
+            if stream is not None:
+                stream.broken = True
+
+    def wrote(self, sender: Sender) -> None:
+        """There may be something to send in `sender`."""
+        if sender.pending:
+            if not sender.queued:
+                sender.queued = True
+                self._queue.append(sender)
+            self._changed()
+
+    def consumed(self, receiver: Receiver) -> None:
+        """The owner took bytes from `receiver`."""
+        if not self.durable:
+            receiver.release(receiver.consumed)
+        self.owe(receiver)
+        self._forget_receiver(receiver)
+
+    def owe(self, receiver: Receiver) -> None:
+        """Sees to it that the peer gets the acknowledgement that `receiver` finds due."""
+        if receiver.closed:
+            return
+        if receiver.due == URGENT:
+            self._lazy.pop(receiver.number, None)
+            self._urgent[receiver.number] = receiver
+            self._changed()
+        elif receiver.due == LAZY:
+            self._lazy[receiver.number] = receiver
+
+    @property
+    def owes(self) -> bool:
+        """Some acknowledgement has been put off."""
+        return bool(self._lazy)
+
+    def hurry(self) -> None:
+        """Makes acknowledgements that were put off go out with the next frames."""
+        self._urgent.update(self._lazy)
+        self._lazy.clear()
+        self._changed()
+
+    def fetched(self) -> None:
+        """The owner has fetched the events."""
+        self._readable.clear()
+
+    # frames that come in
+
+    def take_data(self, number: int, flags: int, offset: int, payload: memoryview) -> None:
+        """DATA.  Raises ProtocolError for what a well-behaved peer does not send."""
+        if flags and number == CONTROL_STREAM:
+            raise ProtocolError("the control stream cannot end")
+        receiver = self.opened(number)
+        ended_before, arrived = receiver.end, receiver.expected
+        if receiver.accept(offset, payload, flags):
+            self._naks[number] = receiver
+            return
+        news = receiver.expected - arrived
+        self._unacknowledged += news
+        if receiver.end != ended_before and flags & ABORT:
+            self._events.append(Aborted(stream=number))
+        if (news or receiver.end != ended_before) and not receiver.stopped and number not in self._readable:
+            self._readable.add(number)
+            if number != CONTROL_STREAM:
+                self._events.append(Readable(stream=number))
+        if receiver.stopped or receiver.ended:
+            self.consumed(receiver)
+        self.owe(receiver)
+        if self.limits.flight and self._unacknowledged >= self.limits.flight // 4:
+            self.hurry()
+
+    def take_ack(self, number: int, flags: int, received: int, payload: memoryview) -> None:
+        """ACK."""
+        if len(payload) != _ACK_SIZE:
+            raise ProtocolError(f"an acknowledgement of {len(payload)} bytes")
+        sender = self.senders.get(number)
+        if sender is None:  # the CLOSED got lost: say it again, unless the peer asks for it without end
+            if len(self._closed) < self.limits.streams:
+                self._closed[number] = None
+            return
+        released, limit = int.from_bytes(payload[:8], "big"), int.from_bytes(payload[8:], "big")
+        sender.acknowledge(received, released, limit, bool(flags & 1))
+        if flags & STOP and not sender.stopped:
+            sender.stopped = True
+            sender.abort()
+            self._events.append(Stopped(stream=number))
+        self.after_progress(sender)
+
+    def after_progress(self, sender: Sender) -> None:
+        """The peer has taken something from `sender`: what follows from that."""
+        if sender.ended:
+            self._forget_sender(sender)
+            return
+        if sender.starved and sender.room >= sender.capacity // 4:
+            sender.starved = False
+            self._events.append(Writable(stream=sender.number))
+        self.wrote(sender)
+
+    def take_nak(self, number: int, expected: int) -> None:
+        """NAK."""
+        sender = self.senders.get(number)
+        if sender is not None:
+            sender.go_back(expected)
+            self.wrote(sender)
+
+    def take_closed(self, number: int) -> None:
+        """CLOSED: no frame of this stream will come any more."""
+        receiver = self.receivers.get(number)
+        if receiver is None or (receiver.end is None and receiver.expected == 0):
+            return  # never opened: a stop can wait here for a stream that comes later
+        if receiver.end is None:
+            receiver.lose()
+            self._events.append(Aborted(stream=number))
+        receiver.closed = True
+        self._forget_receiver(receiver)
+
+    def _forget_sender(self, sender: Sender) -> None:
+        del self.senders[sender.number]
+        self._closed[sender.number] = None
+        if not sender.aborted:
+            self._events.append(Drained(stream=sender.number))
+        waiting, self._unopened = self._unopened, {}
+        for one in waiting.values():
+            self.wrote(one)
+        self._changed()
+
+    def _forget_receiver(self, receiver: Receiver) -> None:
+        if receiver.closed and receiver.ended and self.receivers.get(receiver.number) is receiver:
+            del self.receivers[receiver.number]
+            for owed in (self._urgent, self._lazy, self._naks):
+                owed.pop(receiver.number, None)
+
+    # frames that go out
+
+    def gather(self) -> "list[Part]":
+        """The pieces of the next frames; empty if there is nothing to send now."""
+        peer = self.peer
+        if peer is None:
+            return []
+        parts: list[Part] = []
+        key = peer.key
+        for number, receiver in self._naks.items():
+            parts += build(NAK, key, stream=number, offset=receiver.expected)
+        self._naks.clear()
+        self._gather_acks(self._urgent, parts, key)
+        for number in self._closed:
+            parts += build(CLOSED, key, stream=number)
+        self._closed.clear()
+        self._gather_data(parts, key, min(self.limits.payload, peer.payload))
+        if parts and self._lazy:
+            self._gather_acks(self._lazy, parts, key)
+        return parts
+
+    def _gather_acks(self, owed: dict[int, Receiver], parts: "list[Part]", key: int) -> None:
+        for number, receiver in owed.items():
+            received, released, limit, flags = receiver.tell()
+            payload = released.to_bytes(8, "big") + limit.to_bytes(8, "big")
+            parts += build(ACK, key, flags=flags, stream=number, offset=received, parts=[payload])
+        owed.clear()
+        if not self._lazy:
+            self._unacknowledged = 0
+
+    def _gather_data(self, parts: "list[Part]", key: int, payload: int) -> None:
+        """DATA frames: one of the control stream, then of the others in turn until a payload's worth is together."""
+        allowed = self._allowed()
+        control = self.senders.get(CONTROL_STREAM)
+        if control is not None and (control.urgent or min(control.ready, allowed) > 0):
+            allowed -= self._gather_frame(control, parts, key, min(payload, allowed))
+        queue, together = self._queue, 0
+        for _ in range(len(queue)):
+            sender = queue.popleft()
+            sender.queued = False
+            if sender is control or not sender.pending or sender.number not in self.senders:
+                continue
+            if not sender.opened and not self._may_open():
+                self._unopened[sender.number] = sender
+                continue
+            size = min(sender.ready, payload, allowed - together)
+            if together and together + size > payload:
+                sender.queued = True
+                queue.appendleft(sender)
+                break
+            if size > 0 or sender.urgent:
+                together += self._gather_frame(sender, parts, key, max(0, size))
+            if sender.pending:
+                sender.queued = True
+                queue.append(sender)
+
+    def _gather_frame(self, sender: Sender, parts: "list[Part]", key: int, size: int) -> int:
+        offset, payload, flags = sender.take(size)
+        parts += build(DATA, key, flags=flags, stream=sender.number, offset=offset, parts=payload)
+        return sum(map(len, payload))
+
+    def _allowed(self) -> int:
+        """How many bytes of data may go out now."""
+        peer = self.peer
+        if peer is None or not peer.flight:
+            return sys.maxsize
+        return max(0, peer.flight - sum(sender.next - sender.received for sender in self.senders.values()))
+
+    def _may_open(self) -> bool:
+        peer = self.peer
+        opened = sum(sender.opened for sender in self.senders.values() if sender.number != CONTROL_STREAM)
+        return peer is not None and opened < peer.streams
+
+    # time
+
+    @property
+    def waiting(self) -> bool:
+        """Some stream waits for the peer."""
+        return any(sender.waiting for sender in self.senders.values()) or any(
+            receiver.done for receiver in self.receivers.values()
+        )
+
+    @property
+    def settled(self) -> bool:
+        """Everything that was written has arrived, and is released if the peer saves what it gets."""
+        durable = self.peer is not None and self.peer.durable
+        return all(
+            sender.settled and (not durable or sender.base == sender.end) for sender in self.senders.values()
+        )
+
+    def tick(self) -> None:
+        """Time passes: asks about what may have got lost."""
+        for sender in self.senders.values():
+            if sender.tick():
+                self.wrote(sender)
+        for receiver in self.receivers.values():
+            if receiver.done and receiver.due == NOTHING:  # waits for CLOSED
+                receiver.due = URGENT
+                self.owe(receiver)

@@ -1,0 +1,34 @@
+"""What carries the bytes of the link: a file descriptor and what has to be known about it.
+
+The kinds are in modules of their own (`transport_virtio`, `transport_uart`, `transport_socket`), each a few lines.
+"""
+
+import os
+
+from tether.link.limits import PORT, Limits
+
+TYPE_CHECKING = False
+
+
+class Transport:
+    """An open file descriptor, made non-blocking, that the transport owns from now on.
+
+    `name` is for messages.  `permanent`: the file descriptor stays good when the other end goes away and comes back
+    (character devices); otherwise the end of the stream is the end of the transport.  `limits` are what an endpoint
+    on this transport should be made with.
+    """
+
+    def __init__(self, fd: int, name: str, *, permanent: bool = False, limits: Limits = PORT) -> None:
+        os.set_blocking(fd, False)
+        self.fd, self.name, self.permanent, self.limits = fd, name, permanent, limits
+
+    def close(self) -> None:
+        """Closes the file descriptor.  A second call does nothing."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def of_fd(fd: int, name: str = "") -> Transport:
+    """A transport over a connected stream socket (one end of a socketpair, an inherited descriptor)."""
+    return Transport(fd, name or f"file descriptor {fd}")
