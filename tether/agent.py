@@ -256,10 +256,10 @@ class Agent:
                     self._tell_end(session)
 
     def _tell_end(self, session: Session) -> None:
-        if session.number in self._ended:
+        state = session.end_state
+        if state is None or session.number in self._ended:
             return
         self._ended.add(session.number)
-        state = session.end_state
         killed = isinstance(state, Signalled) and state.number == KILLED
         grew = oom_kills() > self._kills_before[session.number]
         self.endpoint.notify(Ended(session=session.number, state=state,

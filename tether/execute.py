@@ -11,6 +11,7 @@ import stat
 
 from tether import accounts, environment
 from tether.faults import TetherError, fault_of
+from tether.furnish import give_console
 from tether.inside import open_inside
 from tether.link.cbor import dumps, loads
 from tether.link.messages import Fault
@@ -52,16 +53,21 @@ class Child(Record):
     terminal: int
 
 
-def spawn(place: Place, process: Process, make_cwd: bool) -> Child:
-    """Forks a child that becomes `process`.  Raises OSError if there is no memory, process or descriptor left."""
+def spawn(place: Place, process: Process, primary: bool) -> Child:
+    """Forks a child that becomes `process`.  Raises OSError if there is no memory, process or descriptor left.
+
+    The `primary` process gets its working directory made, and its terminal as /dev/console, as in Docker.
+    """
     opened: list[int] = []
     try:
         ours, theirs = _terminal(place, process, opened) if process.terminal else _pipes(process, opened)
+        if process.terminal and primary:
+            give_console(place.root, theirs[0])
         report, told = os.pipe()
         opened += (report, told)
         pid = os.fork()
         if not pid:
-            _child(place, process, theirs, told, make_cwd)
+            _child(place, process, theirs, told, primary)
     except OSError:
         _close(opened)
         raise
@@ -112,7 +118,7 @@ def _close(handles: list[int]) -> None:
         os.close(handle)
 
 
-def _child(place: Place, process: Process, stdio: list[int], told: int, make_cwd: bool) -> None:
+def _child(place: Place, process: Process, stdio: list[int], told: int, primary: bool) -> None:
     """The child's whole life; never returns."""
     step = "session"
     try:
@@ -128,7 +134,7 @@ def _child(place: Place, process: Process, stdio: list[int], told: int, make_cwd
         account = accounts.resolve(process.user, _database(place.root, b"/etc/passwd"),
                                    _database(place.root, b"/etc/group"))
         step = "working directory"
-        _enter(process.cwd or b"/", make_cwd)
+        _enter(process.cwd or b"/", primary)
         step = "user"
         _become(account, process.terminal is not None)
         step = "exec"

@@ -11,7 +11,7 @@ import os
 
 from tether.execute import Place, read_report, spawn
 from tether.faults import TetherError
-from tether.link.messages import Exited, Fault, Signalled, stderr_of, stdin_of, stdout_of
+from tether.link.messages import PRIMARY, Exited, Fault, Signalled, stderr_of, stdin_of, stdout_of
 from tether.link.record import Record
 from tether.pump import InputPump, OutputPump
 from tether.spec import Process, Terminal
@@ -69,7 +69,7 @@ class Session:
 
     def start(self, reactor: "Reactor", endpoint: "Endpoint", reaper: "Reaper", place: Place, process: Process) -> None:
         """Forks.  `started` will be called from the loop.  Raises OSError if there is not even a child."""
-        child = spawn(place, process, make_cwd=self.number == 0)
+        child = spawn(place, process, primary=self.number == PRIMARY)
         self.state = Starting(pid=child.pid)
         self._terminal = child.terminal
         reaper.expect(child.pid, self._exited)
@@ -97,10 +97,9 @@ class Session:
         return isinstance(self.state, (Exited, Signalled, Failed))
 
     @property
-    def end_state(self) -> Exited | Signalled:
-        """How the process ended.  Raises AssertionError if it has not."""
-        assert isinstance(self.state, (Exited, Signalled))
-        return self.state
+    def end_state(self) -> Exited | Signalled | None:
+        """How the process ended; None if it has not, or never ran."""
+        return self.state if isinstance(self.state, (Exited, Signalled)) else None
 
     def stream_is_ready(self, number: int) -> None:
         """A stream of this session has news (bytes, room, or its end)."""
