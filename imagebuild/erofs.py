@@ -32,25 +32,25 @@ HOLE = 0xFFFFFFFF
 MAX_CHUNK_BITS = 31
 MAX_BLOCKS = HOLE - 1
 
-_XATTR_HEADER = struct.Struct("<IB7x")
-_XATTR_ENTRY = struct.Struct("<BBH")
-#: Name prefixes that are kept as a number, and the number; a name without one of them no Linux inode can hold.
-_XATTR_PREFIXES = {
-    b"user.": 1,
-    b"system.posix_acl_access": 2,
-    b"system.posix_acl_default": 3,
-    b"trusted.": 4,
-    b"security.": 6,
+XATTR_HEADER = struct.Struct("<IB7x")
+XATTR_ENTRY = struct.Struct("<BBH")
+#: Name prefixes that are kept as a number; a name without one of them no Linux inode can hold.
+XATTR_PREFIXES = {
+    1: b"user.",
+    2: b"system.posix_acl_access",
+    3: b"system.posix_acl_default",
+    4: b"trusted.",
+    6: b"security.",
 }
 #: ``i_xattr_icount`` is 16 bits and counts units of 4 bytes.
-_MAX_XATTR_BODY = _XATTR_HEADER.size + 4 * (0xFFFF - 1)
+_MAX_XATTR_BODY = XATTR_HEADER.size + 4 * (0xFFFF - 1)
 _MAX_XATTR_VALUE = 0xFFFF
 _MAX_XATTR_NAME = 255
 MAX_SHARED_XATTRS = 255
 
-_SUPERBLOCK = struct.Struct("<IIIBBHQQIIII16s16sIHHHBBIQ24x")
-_COMPACT = struct.Struct("<HHHHIIIIHHI")
-_EXTENDED = struct.Struct("<HHHHQIIIIQIIQQ")
+SUPERBLOCK = struct.Struct("<IIIBBHQQIIII16s16sIHHHBBIQ24x")
+COMPACT = struct.Struct("<HHHHIIIIHHI")
+EXTENDED = struct.Struct("<HHHHQIIIIQIIQQ")
 _DIRENT = struct.Struct("<QHBx")
 DIRENT_SIZE = _DIRENT.size
 
@@ -78,7 +78,7 @@ def superblock(
 ) -> bytes:
     """The superblock with its checksum field still zero; *time* is that of all compact inodes."""
     seconds, nanoseconds = time
-    return _SUPERBLOCK.pack(
+    return SUPERBLOCK.pack(
         MAGIC, 0, FEATURE_COMPAT_SB_CHKSUM | FEATURE_COMPAT_MTIME, BLOCK_BITS, 0, root_nid, inodes,
         seconds & 0xFFFFFFFFFFFFFFFF, nanoseconds, blocks, 0, xattr_block, uuid, label,
         FEATURE_INCOMPAT_CHUNKED_FILE if chunked else 0, 0, 0, 0, 0, 0, 0, 0,
@@ -105,10 +105,10 @@ def inode(node: Node, compact: bool, layout: int, union: int, units: int) -> byt
     """
     mode = node.mode | FILE_TYPE_BITS[node.kind]
     if compact:
-        return _COMPACT.pack(
+        return COMPACT.pack(
             layout << 1, units, mode, node.nlink, node.size, 0, union, node.number, node.uid, node.gid, 0
         )
-    return _EXTENDED.pack(
+    return EXTENDED.pack(
         layout << 1 | 1, units, mode, 0, node.size, union, node.number, node.uid, node.gid,
         node.mtime & 0xFFFFFFFFFFFFFFFF, node.mtime_ns, node.nlink, 0, 0,
     )  # fmt: skip
@@ -120,7 +120,7 @@ EXTENDED_NLINK_OFFSET = 44
 
 def _split_name(name: bytes) -> tuple[int, bytes]:
     """The number of a name's prefix and what follows it; (0, ...) for a name that Linux has no place for."""
-    for prefix, index in _XATTR_PREFIXES.items():
+    for index, prefix in XATTR_PREFIXES.items():
         if name == prefix or (prefix[-1:] == b"." and name.startswith(prefix)):
             return index, name[len(prefix) :]
     return 0, name
@@ -133,7 +133,7 @@ def xattr_entry(name: bytes, value: bytes) -> bytes:
         return b""
     if len(rest) > _MAX_XATTR_NAME or len(value) > _MAX_XATTR_VALUE:
         raise ValueError(f"its extended attribute {name[:80]!r} has {len(value)} bytes, more than EROFS holds")
-    raw = _XATTR_ENTRY.pack(len(rest), index, len(value)) + rest + value
+    raw = XATTR_ENTRY.pack(len(rest), index, len(value)) + rest + value
     return raw + bytes(-len(raw) % 4)
 
 
@@ -152,7 +152,7 @@ def xattr_body(xattrs: Mapping[bytes, bytes], shared: Mapping[bytes, int]) -> by
             inline.append(entry)
     if not inline and not references:
         return b""
-    body = _XATTR_HEADER.pack(0, len(references)) + struct.pack(f"<{len(references)}I", *references) + b"".join(inline)
+    body = XATTR_HEADER.pack(0, len(references)) + struct.pack(f"<{len(references)}I", *references) + b"".join(inline)
     if len(body) > _MAX_XATTR_BODY:
         raise ValueError(f"its extended attributes have {len(body)} bytes; EROFS holds {_MAX_XATTR_BODY}")
     return body
@@ -160,7 +160,7 @@ def xattr_body(xattrs: Mapping[bytes, bytes], shared: Mapping[bytes, int]) -> by
 
 def xattr_units(body: bytes) -> int:
     """``i_xattr_icount`` for *body*."""
-    return (len(body) - _XATTR_HEADER.size) // 4 + 1 if body else 0
+    return (len(body) - XATTR_HEADER.size) // 4 + 1 if body else 0
 
 
 def directory_split(names: Iterable[bytes]) -> list[int]:

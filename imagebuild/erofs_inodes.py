@@ -59,6 +59,8 @@ class InodeTable:
         self._first = _Run(0, BLOCK, BLOCK - _ROOT_AT)
         self._open.append(self._first)
         self.place(root, root, self._first.room)
+        if root.nid >= BLOCK // SLOT:
+            raise ValueError("its root directory has more extended attributes than EROFS holds")
 
     def place(self, node: Node, parent: Directory | None = None, room: int = BLOCK) -> None:
         """Give *node* its number and its place; a directory needs its *parent*.

@@ -189,20 +189,24 @@ class ErofsWriter:
         self._correct_link_counts()
         nodes = list(_unplaced(root))
         time = _commonest_time(node for node, _ in nodes)
-        table = InodeTable(self._end // BLOCK, self._inodes, Style(time, {}))
+        shared = _shared_xattrs(root, nodes)
+        table = InodeTable(self._end // BLOCK, self._inodes, Style(time, shared))
         table.place_root(root)
         for node, parent in nodes:
             if node.nid < 0:
                 table.place(node, parent)
         table.place_blocks()
-        self._offset = self._end
         self._append(table.blocks())
         self._end = table.next_block * BLOCK
-        if self._end > self._limits.image_bytes:
-            raise ValueError(f"the image would be larger than {self._limits.image_bytes} bytes")
+        xattr_block = self._end // BLOCK if shared else 0
+        if shared:
+            entries = b"".join(shared)
+            self._append([entries, _ZEROS[: -len(entries) % BLOCK]])
+            self._end = self._offset
+        self._reserve(0)
         first = bytes(erofs.SUPERBLOCK_OFFSET) + erofs.superblock(
             root_nid=root.nid, inodes=table.next_number, blocks=self._end // BLOCK, time=time, uuid=uuid,
-            label=label, xattr_block=0, chunked=self._chunked,
+            label=label, xattr_block=xattr_block, chunked=self._chunked,
         )  # fmt: skip
         self._offset = 0
         self._write([erofs.seal_first_block(first + table.first_block())])
@@ -238,6 +242,23 @@ def _unplaced(root: Directory) -> Iterator[tuple[Node, Directory]]:
             if isinstance(node, Directory):
                 below.append(node)
         stack += reversed(below)
+
+
+def _shared_xattrs(root: Directory, nodes: Iterable[tuple[Node, Directory]]) -> dict[bytes, int]:
+    """Attributes that several inodes have, as bytes, and the number each gets: its offset in units of 4 bytes.
+
+    The root's are always among them, as there is little room beside it.
+    """
+    counts = Counter(erofs.xattr_entry(*item) for node, _ in nodes for item in node.xattrs.items())
+    for item in sorted(root.xattrs.items()):
+        counts[erofs.xattr_entry(*item)] += 2
+    shared: dict[bytes, int] = {}
+    at = 0
+    for entry, count in counts.items():
+        if count > 1 and entry:
+            shared[entry] = at // 4
+            at += len(entry)
+    return shared
 
 
 def _commonest_time(nodes: Iterable[Node]) -> tuple[int, int]:

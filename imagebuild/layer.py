@@ -22,6 +22,7 @@ from imagebuild.bytestream import ByteStream
 from imagebuild.decompress import INPUT_CHUNK, Compression, decompress
 from imagebuild.digest import digest_problem
 from imagebuild.entry import Entry
+from imagebuild.erofs import xattr_body
 from imagebuild.erofs_writer import ErofsWriter
 from imagebuild.errors import LayerError
 from imagebuild.limits import Limits
@@ -108,7 +109,10 @@ def convert(
             pass  # the padding behind the compressed data counts for the digest
         _verify(blob, digest, size, subject)
         _verify_diff_id(tar, diff_id, subject)
-        image_size = writer.finish(tree.root, _uuid(tar.digest), _label(tar.digest))
+        try:
+            image_size = writer.finish(tree.root, _uuid(tar.digest), _label(tar.digest))
+        except ValueError as error:
+            raise LayerError("write the image", subject, str(error), "have the image rebuilt smaller") from None
         file.commit()
     return ConvertedLayer(
         diff_id=tar.digest,
@@ -129,6 +133,8 @@ def _fill(writer: ErofsWriter, chunks: Iterator[bytes], limits: Limits) -> tuple
     tree = Tree(limits)
     for entry in archive:
         try:
+            if entry.xattrs:
+                xattr_body(entry.xattrs, {})  # for its complaint: the name is known here
             node = tree.add(entry)
             if node is None:
                 continue

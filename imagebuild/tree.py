@@ -14,19 +14,22 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from imagebuild.entry import NO_XATTRS, Entry, Kind
 from imagebuild.limits import NAME_MAX, Limits
 
 _WHITEOUT = b".wh."
-_OPAQUE = b".wh..wh..opq"
+OPAQUE_WHITEOUT = b".wh..wh..opq"
 #: aufs kept its own bookkeeping under such names; they are no files of the image.
 _AUFS = b".wh..wh."
 
 _DEFAULT_DIRECTORY_MODE = 0o755
 #: How many symbolic links one name may lead through (Linux's own limit).
-_MAX_LINKS = 40
+MAX_LINKS = 40
 #: Linux keeps 12 bits of a device's major number and 20 of its minor number.
 _MAX_MAJOR, _MAX_MINOR = (1 << 12) - 1, (1 << 20) - 1
 #: Directories remembered by the spelling of their name; archives go through a directory in one run.
@@ -89,6 +92,8 @@ class Directory(Node):
 
 #: Last components that are not simply a name.
 _NOT_PLAIN = (b"", b".", b"..")
+#: With the value "y" it tells overlayfs to show nothing from below in a directory.
+OPAQUE_XATTR = b"trusted.overlay.opaque"
 #: overlayfs would take such attributes of an archive for its own instructions.
 _OVERLAY_XATTR = b"trusted.overlay."
 
@@ -108,6 +113,23 @@ class Needs:
     def __bool__(self) -> bool:
         return bool(self.links or self.parents or self.opaque_root)
 
+    def to_json(self) -> dict[str, Any]:
+        """As values that `json` can keep; bytes that are no UTF-8 become lone surrogates."""
+        return {
+            "links": [[os.fsdecode(name), os.fsdecode(target)] for name, target in self.links],
+            "parents": [os.fsdecode(path) for path in self.parents],
+            "opaque_root": self.opaque_root,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Needs:
+        """What `to_json` made."""
+        return cls(
+            tuple((os.fsencode(name), os.fsencode(target)) for name, target in value["links"]),
+            tuple(os.fsencode(path) for path in value["parents"]),
+            bool(value["opaque_root"]),
+        )
+
 
 class Tree:
     """The layer's files so far.  Methods raise `ValueError` with a cause; the caller knows which entry it was."""
@@ -119,6 +141,7 @@ class Tree:
         self._limits = limits
         self._cache: dict[bytes, Directory] = {}
         self._with_whiteouts: list[Directory] = []
+        self._opaque: list[Directory] = []
         #: Whether anything was made that the lower layers must settle (so that a walk can be spared).
         self._needy = False
 
@@ -156,11 +179,14 @@ class Tree:
                 if known is None:
                     directory.children[name] = Node(_WHITEOUT_DEVICE)
                 elif isinstance(known, Directory):
-                    known.opaque = True
+                    self._make_opaque(known)
         if self.root.opaque:
             for child in self.root.children.values():
                 if isinstance(child, Directory):
-                    child.opaque = True
+                    self._make_opaque(child)
+        for directory in self._opaque:
+            if directory is not self.root:
+                directory.xattrs = {**directory.xattrs, OPAQUE_XATTR: b"y"}
         if not self._needy:
             return Needs(opaque_root=self.root.opaque)
         return self._needs()
@@ -183,6 +209,11 @@ class Tree:
                     links.append((prefix + name, child.link))
                     del here.children[name]
         return Needs(tuple(sorted(links)), tuple(sorted(parents)), self.root.opaque)
+
+    def _make_opaque(self, directory: Directory) -> None:
+        if not directory.opaque:
+            directory.opaque = True
+            self._opaque.append(directory)
 
     def _count(self) -> None:
         self.entries += 1
@@ -234,7 +265,7 @@ class Tree:
                 return None
             else:
                 links += 1
-                if links > _MAX_LINKS:
+                if links > MAX_LINKS:
                     raise ValueError("its name leads through too many symbolic links")
                 if child.link.startswith(b"/"):
                     trail = [self.root]
@@ -263,8 +294,8 @@ class Tree:
 
     def _whiteout(self, parent: Directory, name: bytes) -> None:
         """Note a whiteout: of one name, or of all that lower layers have in *parent*."""
-        if name == _OPAQUE:
-            parent.opaque = True
+        if name == OPAQUE_WHITEOUT:
+            self._make_opaque(parent)
             return
         hidden = name[len(_WHITEOUT) :]
         if hidden in _NOT_PLAIN:
@@ -281,7 +312,8 @@ class Tree:
             return
         node = Directory(entry, implicit=False)
         # When the file it replaces came, a lower directory of that name was gone; this one does not bring it back.
-        node.opaque = known is not None
+        if known is not None:
+            self._make_opaque(node)
         self._put(parent, name, node)
         parent.nlink += 1
 
@@ -337,7 +369,7 @@ def clean(path: bytes) -> list[bytes]:
 def _is_bookkeeping(path: bytes) -> bool:
     """Whether *path* is in or of what aufs kept beside the files."""
     *above, last = path.rstrip(b"/").split(b"/")
-    return any(part.startswith(_AUFS) for part in above) or (last.startswith(_AUFS) and last != _OPAQUE)
+    return any(part.startswith(_AUFS) for part in above) or (last.startswith(_AUFS) and last != OPAQUE_WHITEOUT)
 
 
 def _without_overlay(xattrs: dict[bytes, bytes]) -> dict[bytes, bytes]:

@@ -125,7 +125,7 @@ def base_layer() -> bytes:
     tar.add("devices/block", type=tarfile.BLKTYPE, device=(259, 70_000), mode=0o660, owner=(0, 6))
     tar.directory("xattrs", xattrs={"user.of": b"a directory", "trusted.too": b"\x00\x01\xff"})
     tar.add("xattrs/capability", b"#!", mode=0o755, xattrs={"security.capability": CAPABILITY})
-    tar.add("xattrs/forty", xattrs={f"user.attribute{at:02d}": pattern(at * 3, at) for at in range(40)})
+    tar.add("xattrs/forty", xattrs={f"user.attribute{at:02d}": pattern(at * 3 + 1, at) for at in range(40)})
     tar.add("xattrs/acl", b"acl", mode=0o640, xattrs={"system.posix_acl_access": ACL})
     tar.add("xattrs/empty", pattern(5000), xattrs={"user.empty": b""})
     tar.directory("many")
