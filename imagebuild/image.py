@@ -21,7 +21,8 @@ class Layer:
     """One layer as a file system in a file.
 
     ``digest``, ``size`` (bytes) and ``media_type`` are those of the blob it came from, ``diff_id`` is the digest of its
-    tar stream, ``path`` the EROFS file.
+    tar stream, ``path`` the EROFS file.  A patch (patch.py) is a layer too: its ``diff_id`` says what it patches, and
+    it came from no blob, so its ``digest`` is empty.
     """
 
     diff_id: str
@@ -67,13 +68,18 @@ class Image:
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """One layer as an image's record names it; ``key`` is the name of its file."""
+    """One layer as an image's record names it.
+
+    ``key`` is the name of its file, ``patch`` that of the file to be stacked right above it (patch.py), empty for
+    nearly all layers.
+    """
 
     diff_id: str
     key: str
     digest: str
     size: int
     media_type: str
+    patch: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,3 +134,7 @@ class ImageRecord:
         for layer in reversed(self.layers):
             seen.setdefault(layer.diff_id, layer)
         return tuple(reversed(seen.values()))
+
+    def files(self) -> tuple[str, ...]:
+        """The keys of the files to stack, lowest first: layers, and patches right above theirs."""
+        return tuple(key for layer in self.stack() for key in (layer.key, layer.patch) if key)

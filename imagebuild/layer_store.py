@@ -14,14 +14,15 @@ from isal import isal_zlib
 from .digest import hasher_for
 from .errors import LayerError
 from .files import explained
-from .layer import CONVERTER_VERSION, ConvertedLayer, convert
+from .layer import CONVERTER_VERSION, convert
 from .manifest import Descriptor
 from .parallel import Stop
 from .progress import Phase, Progress, Report
-from .store import Store
+from .store import Store, layer_key
 from .tree import Needs
 
 OpenBlob = Callable[[Descriptor], AbstractContextManager[Iterator[bytes]]]
+LAYER_KIND = f"v{CONVERTER_VERSION}"  # the converter's version: what another one makes is another file
 _READ = 1 << 20
 
 
@@ -53,6 +54,11 @@ class LayerFacts:
         return json.dumps(document).encode()
 
     @classmethod
+    def of(cls, image: Path, needs: Needs, tar_size: int = 0, entries: int = 0) -> LayerFacts:
+        """The facts of the finished file ``image``."""
+        return cls(image.stat().st_size, file_crc32(image), tar_size, entries, needs)
+
+    @classmethod
     def from_json(cls, raw: bytes) -> LayerFacts:
         """Read facts back; ValueError, KeyError or TypeError if they are damaged."""
         document: dict[str, Any] = json.loads(raw)
@@ -60,11 +66,6 @@ class LayerFacts:
         parents = tuple(name.encode("latin-1") for name in document["parents"])
         needs = Needs(links, parents, bool(document["opaque_root"]))
         return cls(document["size"], document["crc32"], document["tar_size"], document["entries"], needs)
-
-
-def layer_key(diff_id: str) -> str:
-    """The name of a converted layer's file: what it is, and by which version of the converter."""
-    return f"{diff_id.replace(':', '-')}.v{CONVERTER_VERSION}"
 
 
 def file_crc32(path: Path) -> int:
@@ -92,7 +93,7 @@ class LayerJob:
     @property
     def key(self) -> str:
         """The name of the layer's file."""
-        return layer_key(self.diff_id)
+        return layer_key(self.diff_id, LAYER_KIND)
 
     def run(self) -> None:
         """Have the layer, and its blob if that is to be kept, in the store when this returns."""
@@ -134,7 +135,8 @@ class LayerJob:
             chunks, destination=image, digest=descriptor.digest, size=descriptor.size, diff_id=self.diff_id
         )
         self.stop.check()
-        self.store.adopt_layer(image, self.key, _facts(converted, image).to_json())
+        facts = LayerFacts.of(image, converted.needs, converted.tar_size, converted.entries)
+        self.store.adopt_layer(image, self.key, facts.to_json())
 
     def _verify(self, chunks: Iterator[bytes]) -> None:
         """Read a blob that is only kept, and hold it to its digest."""
@@ -160,10 +162,6 @@ class LayerJob:
 
     def _tell(self, phase: Phase, done: int) -> None:
         self.report(Progress(self.descriptor.digest, phase, done, self.descriptor.size))
-
-
-def _facts(converted: ConvertedLayer, image: Path) -> LayerFacts:
-    return LayerFacts(converted.image_size, file_crc32(image), converted.tar_size, converted.entries, converted.needs)
 
 
 def _teed(chunks: Iterator[bytes], path: Path) -> Iterator[bytes]:

@@ -12,20 +12,22 @@ next attempt begins with them.
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from enum import Enum
 
 from .errors import StoreError
 from .home import images
 from .image import Image, LayerRecord
-from .layer_store import LayerJob, layer_key
+from .layer_store import LAYER_KIND, LayerJob
 from .lease import Needs
 from .open_source import is_local, open_source
 from .parallel import Stop, run_all
+from .patch_store import patched
 from .platforms import Platform
 from .progress import Report, silent
 from .settings import RegistrySettings
 from .source import Source, SourceImage
-from .store import Store
+from .store import Store, layer_key
 
 # One thread more than processors, so that these stay busy while a layer waits for the network; more than four only
 # costs memory (some 50 MB each at worst).
@@ -96,8 +98,10 @@ def fetch(
     """Bring a source's image into the store, and give it the names that the source has for it."""
     found = source.resolve(platform)
     records = _records(found)
-    with store.lease(_needs(found, records)):
+    with ExitStack() as stack:
+        stack.enter_context(store.lease(_needs(found, records)))
         _fetch_layers(source, found, store, progress, keep_blobs)
+        records = patched(store, records, lambda key: stack.enter_context(store.lease(Needs(layers=frozenset([key])))))
         return store.add(
             found.manifest, found.config, records, digest=found.digest, origin=found.origin, names=found.names
         )
@@ -119,7 +123,7 @@ def _fetch_layers(source: Source, found: SourceImage, store: Store, progress: Re
 
 def _records(found: SourceImage) -> list[LayerRecord]:
     return [
-        LayerRecord(diff_id, layer_key(diff_id), layer.digest, layer.size, layer.media_type)
+        LayerRecord(diff_id, layer_key(diff_id, LAYER_KIND), layer.digest, layer.size, layer.media_type)
         for layer, diff_id in zip(found.manifest.layers, found.config.diff_ids, strict=True)
     ]
 

@@ -239,10 +239,12 @@ class Store:
             raise StoreError("read image", digest, "not in the store", "pull it") from None
 
     def _image(self, name: str, record: ImageRecord, manifest: Manifest, config: ImageConfig) -> Image:
-        layers = tuple(
-            Layer(one.diff_id, one.digest, one.size, one.media_type, self.layer_path(one.key)) for one in record.stack()
-        )
-        return Image(name, record.manifest, manifest, config, layers, self._disk)
+        layers = []
+        for one in record.stack():
+            layers.append(Layer(one.diff_id, one.digest, one.size, one.media_type, self.layer_path(one.key)))
+            if one.patch:
+                layers.append(Layer(key_digest(one.patch), "", 0, "", self.layer_path(one.patch)))
+        return Image(name, record.manifest, manifest, config, tuple(layers), self._disk)
 
     def is_whole(self, image: Image) -> bool:
         """Whether all of the image's layers are there."""
@@ -347,11 +349,21 @@ def canonical(name: str) -> str:
 def record_needs(record: ImageRecord) -> Needs:
     """Everything that an image consists of, and its disk."""
     return Needs(
-        layers=frozenset(layer.key for layer in record.layers),
+        layers=frozenset(key for layer in record.layers for key in (layer.key, layer.patch) if key),
         blobs=frozenset([record.manifest, record.config, *(layer.digest for layer in record.layers)]),
-        disks=frozenset([disk_key(layer.key for layer in record.stack())]),
+        disks=frozenset([disk_key(record.files())]),
         images=frozenset([record.manifest]),
     )
+
+
+def layer_key(digest: str, kind: str) -> str:
+    """The name of a layer's file: whose content it is, and which kind and version of file."""
+    return f"{digest.replace(':', '-')}.{kind}"
+
+
+def key_digest(key: str) -> str:
+    """Whose content the file of this name is: the digest that ``layer_key`` was given."""
+    return key.partition(".")[0].replace("-", ":")
 
 
 def disk_key(layers: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from .errors import DiskError, OperationError
 from .files import explained
 from .image import ImageRecord
 from .layer_store import LayerFacts, file_crc32
-from .store import LAYER_SUFFIX, Store
+from .store import LAYER_SUFFIX, Store, key_digest
 
 _CHUNK = 1 << 20
 
@@ -89,7 +89,7 @@ def _records(store: Store, checking: Callable[[str], None]) -> Iterator[Problem]
         checking(path.stem)
         try:
             record = ImageRecord.from_json(path.read_bytes(), path.stem)
-            missing = [layer.key for layer in record.layers if not store.layer_path(layer.key).exists()]
+            missing = [key for key in record.files() if not store.layer_path(key).exists()]
             if missing:
                 yield Problem(f"image {record.manifest}", f"{len(missing)} of its layers are missing: pull it again")
             else:
@@ -126,8 +126,7 @@ def _disks(store: Store, checking: Callable[[str], None]) -> Iterator[Problem]:
 def _disk_problem(folder: Path) -> str:
     links = sorted(path for path in folder.iterdir() if path.is_symlink())
     targets = [path.resolve(strict=True) for path in links]
-    # layers/<algorithm>-<hex>.v<n>.erofs
-    diff_ids = [target.name.partition(".")[0].replace("-", ":", 1) for target in targets]
+    diff_ids = [key_digest(target.name) for target in targets]
     plan = vmdk.plan_image_disk([(d, t.stat().st_size) for d, t in zip(diff_ids, targets, strict=True)])
     if (folder / vmdk.DESCRIPTOR_NAME).read_text() != plan.descriptor:
         return "its descriptor does not fit its layers"

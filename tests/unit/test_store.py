@@ -1,9 +1,11 @@
 """The store: names, records, leases, collection, verification; and kills at every step of adding an image."""
 
+import io
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections.abc import Callable
@@ -83,6 +85,32 @@ def test_a_layer_that_is_there_twice_is_stacked_once(store: Store, tmp_path: Pat
     image = pull(f"oci:{folder}", store=store, platform="linux/amd64")
     assert [layer.diff_id for layer in image.layers] == [image.config.diff_ids[1], image.config.diff_ids[2]]
     assert image.disk().exists()
+
+
+def _linking_layer() -> bytes:
+    """A layer with a hard link to a file of a lower layer, and a file in a directory that only the lower one has."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        link = tarfile.TarInfo("etc/link")
+        link.type, link.linkname = tarfile.LNKTYPE, "etc/file-1-0"
+        archive.addfile(link)
+    return stream.getvalue()
+
+
+def test_a_layer_that_needs_the_lower_ones_gets_a_patch(store: Store, tmp_path: Path) -> None:
+    folder = write_layout(tmp_path / "layout", {"one": [LAYERS[0], _linking_layer(), LAYERS[1]]})
+    image = pull(f"oci:{folder}", store=store, platform="linux/amd64")
+    assert [bool(layer.digest) for layer in image.layers] == [True, True, False, True]
+    assert image.disk().read_text().count("RW") == 6
+    assert verify(store) == []
+    assert collect(store).freed == 0
+    files = store.record(image).files()
+    again = pull(f"oci:{folder}", store=store, platform="linux/amd64")
+    assert store.record(again).files() == files
+    image.layers[2].path.unlink()
+    assert not store.is_whole(image)
+    assert verify(store) != []
+    assert store.is_whole(pull(f"oci:{folder}", store=store, platform="linux/amd64"))
 
 
 def test_equal_stacks_share_a_disk(store: Store, tmp_path: Path) -> None:

@@ -1,0 +1,65 @@
+"""The patches of an image's layers (patch.py) in the store: made once for each chain of layers that needs one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from .errors import StoreError
+from .files import explained
+from .image import LayerRecord
+from .layer import CONVERTER_VERSION
+from .layer_store import LayerFacts
+from .patch import settle
+from .store import Store, layer_key
+from .tree import Needs
+
+PATCH_KIND = f"p{CONVERTER_VERSION}"
+
+
+def patched(store: Store, layers: list[LayerRecord], lease: Callable[[str], object]) -> list[LayerRecord]:
+    """The layers, lowest first, with the patches they need named; patches that are not there yet are made.
+
+    All layers are in the store.  ``lease`` is called with the name of each patch before it is made or relied on.  Of
+    layers that are there twice only the upper counts, as in ``ImageRecord.stack``.
+    """
+    keys: list[str] = []
+    done = []
+    for position, layer in enumerate(layers):
+        again = any(later.diff_id == layer.diff_id for later in layers[position + 1 :])
+        patch = ""
+        if not again:
+            keys.append(layer.key)
+            needs = _needs(store, layer.key)
+            if needs and len(keys) > 1:
+                patch = _patch(store, keys, needs, lease)
+            if patch:
+                keys.append(patch)
+        done.append(replace(layer, patch=patch))
+    return done
+
+
+def _needs(store: Store, key: str) -> Needs:
+    try:
+        return LayerFacts.from_json(store.facts_path(key).read_bytes()).needs
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
+        remedy = "imagebuild verify --repair, then pull again"
+        raise StoreError("read layer", key, f"its facts are damaged: {error}", remedy) from error
+
+
+def _patch(store: Store, keys: list[str], needs: Needs, lease: Callable[[str], object]) -> str:
+    """The name of the patch for the last of ``keys``; empty if there turns out to be nothing to patch."""
+    chain = "sha256:" + hashlib.sha256("\n".join(keys).encode()).hexdigest()
+    key = layer_key(chain, PATCH_KIND)
+    lease(key)
+    with explained("patch layer", keys[-1]), store.layer_lock(key, lambda: None):
+        if store.layer_path(key).exists():
+            return key
+        with store.workspace() as space:
+            image: Path = space / "patch.erofs"
+            if not settle([store.layer_path(one) for one in keys], needs, image):
+                return ""
+            store.adopt_layer(image, key, LayerFacts.of(image, Needs()).to_json())
+    return key
