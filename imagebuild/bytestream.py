@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import NoReturn
 
-
-class EndOfStream(Exception):
-    """The stream ended inside something; ``missing`` bytes did not come."""
-
-    def __init__(self, missing: int) -> None:
-        super().__init__(missing)
-        self.missing = missing
+from imagebuild.errors import LayerError
 
 
 class ByteStream:
     """Hands out slices of the chunks of *chunks*: ``bytes`` for headers, ``memoryview`` for file data.
 
-    A view keeps its whole chunk alive, so whoever holds views for long must copy them.
+    A view keeps its whole chunk alive, so whoever holds views for long must copy them.  Raises `LayerError` when the
+    stream ends inside what was asked for.
     """
 
     __slots__ = ("_at", "_before", "_chunk", "_chunks", "_end", "_view")
@@ -44,12 +40,19 @@ class ByteStream:
         return False
 
     def exact(self, count: int) -> bytes:
-        """The next *count* bytes, copied; fewer only if the stream ends first."""
+        """The next *count* bytes, copied."""
+        data = self.up_to(count)
+        if len(data) < count:
+            self._ended(count - len(data))
+        return data
+
+    def up_to(self, count: int) -> bytes:
+        """The next *count* bytes, copied; fewer only where the stream ends."""
         stop = self._at + count
         if stop <= self._end:
-            got = self._chunk[self._at : stop]
+            data = self._chunk[self._at : stop]
             self._at = stop
-            return got
+            return data
         parts = []
         while count and (self._at < self._end or self._refill()):
             part = self._chunk[self._at : self._at + count]
@@ -58,24 +61,33 @@ class ByteStream:
             parts.append(part)
         return b"".join(parts)
 
-    def pieces(self, count: int) -> Iterator[memoryview]:
-        """The next *count* bytes as views, one for each chunk they lie in.  Raises `EndOfStream`."""
+    def pieces(self, count: int) -> Iterable[memoryview]:
+        """The next *count* bytes as views, one for each chunk they lie in."""
+        start = self._at
+        stop = start + count
+        if stop <= self._end:
+            self._at = stop
+            return (self._view[start:stop],)
+        return self._pieces_of_several(count)
+
+    def _pieces_of_several(self, count: int) -> Iterator[memoryview]:
         while count:
             if self._at >= self._end and not self._refill():
-                raise EndOfStream(count)
+                self._ended(count)
             start = self._at
             stop = min(start + count, self._end)
             self._at = stop
             count -= stop - start
             yield self._view[start:stop]
 
-    def skip(self, count: int) -> None:
-        """Drop the next *count* bytes.  Raises `EndOfStream`."""
+    def skip_to(self, offset: int) -> None:
+        """Drop what comes before *offset*."""
+        count = offset - self._before - self._at
         while count > self._end - self._at:
             count -= self._end - self._at
             self._at = self._end
             if not self._refill():
-                raise EndOfStream(count)
+                self._ended(count)
         self._at += count
 
     def drain(self) -> None:
@@ -83,3 +95,11 @@ class ByteStream:
         self._at = self._end
         while self._refill():
             self._at = self._end
+
+    def _ended(self, missing: int) -> NoReturn:
+        raise LayerError(
+            "read the tar archive",
+            f"byte {self.offset}",
+            f"the archive ends {missing} bytes too early",
+            "pull it again: it was cut off",
+        )

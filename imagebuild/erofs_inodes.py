@@ -18,7 +18,7 @@ _ROOT_AT = erofs.SUPERBLOCK_OFFSET + erofs.SUPERBLOCK_SIZE
 _HAS_DATA = (Kind.DIRECTORY, Kind.SYMLINK)
 
 
-@dataclass
+@dataclass(slots=True, eq=False)
 class _Run:
     """A block of inodes, or several for one that is larger than a block."""
 
@@ -44,7 +44,9 @@ class InodeTable:
     def __init__(self, first_block: int, first_number: int, style: Style) -> None:
         self.next_block = first_block
         self.next_number = first_number
-        self._style = style
+        self._shared = style.shared
+        self._seconds = style.time[0] if style.time else None
+        self._nanoseconds = style.time[1] if style.time else None
         self._runs: list[_Run] = []
         self._open: list[_Run] = []
         self._first: _Run | None = None
@@ -71,7 +73,7 @@ class InodeTable:
         self.next_number += 1
         size = COMPACT_SIZE if self._is_compact(node) else EXTENDED_SIZE
         if node.xattrs:
-            size += len(erofs.xattr_body(node.xattrs, self._style.shared))
+            size += len(erofs.xattr_body(node.xattrs, self._shared))
         node.layout = erofs.LAYOUT_PLAIN
         if node.tail:
             node.layout = erofs.LAYOUT_INLINE
@@ -106,7 +108,8 @@ class InodeTable:
 
     def _is_compact(self, node: Node) -> bool:
         return (
-            (node.mtime, node.mtime_ns) == self._style.time
+            node.mtime == self._seconds
+            and node.mtime_ns == self._nanoseconds
             and node.uid <= _MAX_UINT16
             and node.gid <= _MAX_UINT16
             and node.nlink <= _MAX_UINT16
@@ -116,9 +119,10 @@ class InodeTable:
     def _fullest_fit(self, size: int) -> _Run:
         """The fullest open block with *size* bytes of room, or a new one."""
         best: _Run | None = None
+        least = BLOCK + 1
         for run in self._open:
-            if run.room >= size and (best is None or run.room < best.room):
-                best = run
+            if size <= run.room < least:
+                best, least = run, run.room
         if best is not None:
             return best
         blocks = (size + BLOCK - 1) // BLOCK
@@ -164,7 +168,7 @@ class InodeTable:
 
     def _inode(self, node: Node) -> bytes:
         """One inode with all that follows it, padded to whole slots."""
-        body = erofs.xattr_body(node.xattrs, self._style.shared) if node.xattrs else b""
+        body = erofs.xattr_body(node.xattrs, self._shared) if node.xattrs else b""
         union, follows = node.block, b""
         if node.layout == erofs.LAYOUT_CHUNKS:
             assert node.chunks is not None

@@ -94,7 +94,7 @@ class ErofsWriter:
         self._reserve(BLOCK)
         self._vector += (tail, _ZEROS[: BLOCK - len(tail)])
 
-    def store_sparse(self, node: Node, segments: tuple[Segment, ...], pieces: Iterator[memoryview]) -> None:
+    def store_sparse(self, node: Node, segments: tuple[Segment, ...], pieces: Iterable[memoryview]) -> None:
         """Write the segments of a sparse file, whose data *pieces* hold one after the other."""
         blocks = (node.size + BLOCK - 1) // BLOCK
         bits = max(0, (blocks // (_CHUNKS_PER_SEGMENT * (len(segments) + 1))).bit_length())
@@ -103,6 +103,7 @@ class ErofsWriter:
         chunk = BLOCK << bits
         table = bytearray(b"\xff" * (4 * ((node.size + chunk - 1) // chunk)))
         rest = memoryview(b"")
+        pieces = iter(pieces)
         self.flush()
         last, start = -1, 0
         for offset, length in segments:

@@ -59,11 +59,6 @@ def number(field: bytes) -> int:
     return int(digits, 8)
 
 
-def text(field: bytes) -> bytes:
-    """A text field: up to the first NUL, or all of it."""
-    return field.split(b"\0", 1)[0]
-
-
 def _exact_checksum_matches(block: bytes, stored: int) -> bool:
     """Add up the bytes, as unsigned and as signed numbers: old tars on some machines did the latter."""
     rest = block[: _CHECKSUM.start] + block[_CHECKSUM.stop :]
@@ -72,29 +67,26 @@ def _exact_checksum_matches(block: bytes, stored: int) -> bool:
     return stored in (unsigned, signed)
 
 
-def _checksum_matches(block: bytes, field: bytes) -> bool:
-    """Whether the header's bytes add up to what its checksum field says.
-
-    adler32's low half is 1 + the sum of all bytes modulo 65521, at C speed; only on a mismatch Python adds bytes.
-    """
-    stored = number(field)
-    total = (adler32(block) & 0xFFFF) - 1 - sum(field) + _SPACES_FOR_CHECKSUM
-    return (total - stored) % _ADLER_BASE == 0 or _exact_checksum_matches(block, stored)
-
-
 def parse_header(block: bytes) -> Header:
-    """Decode one header block.  Raises `ValueError` if it is none."""
+    """Decode one header block.  Raises `ValueError` if it is none.
+
+    Its bytes must add up to its checksum.  adler32's low half is 1 + the sum of all bytes modulo 65521, at C speed;
+    only on a mismatch Python adds bytes.
+    """
     name, mode, uid, gid, size, mtime, checksum, kind, link, magic, major, minor, prefix = _FIELDS.unpack(block)
-    if not _checksum_matches(block, checksum):
+    stored = number(checksum)
+    total = (adler32(block) & 0xFFFF) - 1 - sum(checksum) + _SPACES_FOR_CHECKSUM
+    if (total - stored) % _ADLER_BASE and not _exact_checksum_matches(block, stored):
         raise ValueError("the header's checksum is wrong: the archive is damaged, or this is no tar archive")
-    name = text(name)
+    name = name.split(b"\0", 1)[0]
     if prefix[0] and magic[:6] == b"ustar\0":
         if block[_STAR_TRAILER] == b"tar\0":
             prefix = prefix[:_STAR_PREFIX]
-        prefix = text(prefix)
+        prefix = prefix.split(b"\0", 1)[0]
         if prefix:
             name = prefix + b"/" + name
     length = number(size)
     if length < 0:
         raise ValueError(f"its size is negative ({length})")
-    return Header(name, number(mode), number(uid), number(gid), length, number(mtime), kind, text(link), major, minor)
+    link = link.split(b"\0", 1)[0] if link[0] else b""
+    return Header(name, number(mode), number(uid), number(gid), length, number(mtime), kind, link, major, minor)

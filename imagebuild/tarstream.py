@@ -7,11 +7,11 @@ Whatever is wrong with the archive ends in a `LayerError`; `Limits` bound what a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
 from imagebuild import pax, tarsparse
-from imagebuild.bytestream import ByteStream, EndOfStream
+from imagebuild.bytestream import ByteStream
 from imagebuild.entry import NO_XATTRS, Entry, Kind
 from imagebuild.errors import LayerError
 from imagebuild.limits import PATH_MAX, Limits
@@ -30,9 +30,6 @@ _GNU_SPARSE, _GNU_DIRECTORY = b"S", b"D"
 #: What a global header must not say: it would name every file alike, or give all of them one length.
 _NEVER_GLOBAL = (b"path", b"linkpath", b"size", b"GNU.sparse.")
 
-_UINT32_MAX = (1 << 32) - 1
-_INT64_MAX = (1 << 63) - 1
-
 
 class TarStream:
     """The members of one archive.  Iterate; after each entry, `data()` gives what is stored for it."""
@@ -45,12 +42,9 @@ class TarStream:
         self._stored = 0  # bytes of data that `data()` gives
         self._next = 0  # where the next header begins
 
-    def data(self) -> Iterator[memoryview]:
-        """What is stored for the current entry: the whole file, or its segments one after the other."""
-        try:
-            yield from self._stream.pieces(self._stored)
-        except EndOfStream as end:
-            self._truncated(end)
+    def data(self) -> Iterable[memoryview]:
+        """What is stored for the current entry: the whole file, or its segments one after the other.  Once only."""
+        return self._stream.pieces(self._stored)
 
     def __iter__(self) -> Iterator[Entry]:
         """Every member up to the end of the archive.  Raises `LayerError`."""
@@ -81,23 +75,20 @@ class TarStream:
     def _next_header(self) -> bytes | None:
         """The next header block, or None at the end: a block of zeros, or no more bytes (some writers stop so)."""
         stream = self._stream
-        try:
-            stream.skip(self._next - stream.offset)
-        except EndOfStream as end:
-            self._truncated(end)
-        self._at = self._next
-        block = stream.exact(BLOCK)
-        if not block or block == ZERO_BLOCK:
-            return None
-        if len(block) < BLOCK:
-            self._truncated(EndOfStream(BLOCK - len(block)))
-        self._next = self._at + BLOCK
-        return block
+        at = self._at = self._next
+        stream.skip_to(at)
+        block = stream.up_to(BLOCK)
+        self._next = at + BLOCK
+        if len(block) == BLOCK:
+            return block if block != ZERO_BLOCK else None
+        if block:
+            stream.exact(BLOCK - len(block))  # complains
+        return None
 
     def _reserve(self, length: int) -> None:
         """Note that *length* bytes of data follow, so the next header comes after their last block."""
         self._stored = length
-        self._next = self._stream.offset + (length + BLOCK - 1) // BLOCK * BLOCK
+        self._next = self._stream.offset + (length + BLOCK - 1 & -BLOCK)
 
     def _payload(self, header: Header) -> bytes:
         """The data of an extension header, which is held in memory and therefore bounded."""
@@ -106,17 +97,11 @@ class TarStream:
                 f"an extension header of {header.size} bytes; {self._limits.header_bytes} are allowed"
             )
         self._reserve(header.size)
-        data = self._stream.exact(header.size)
-        if len(data) < header.size:
-            self._truncated(EndOfStream(header.size - len(data)))
-        return data
+        return self._stream.exact(header.size)
 
     def _block(self) -> bytes:
         """One more block of the current member."""
-        block = self._stream.exact(BLOCK)
-        if len(block) < BLOCK:
-            self._truncated(EndOfStream(BLOCK - len(block)))
-        return block
+        return self._stream.exact(BLOCK)
 
     def _learn_globals(self, records: list[tuple[bytes, bytes]]) -> None:
         """Take over a global header.  An empty value takes back what an earlier one said."""
@@ -134,13 +119,14 @@ class TarStream:
         self, block: bytes, header: Header, name: bytes, link: bytes, records: list[tuple[bytes, bytes]]
     ) -> Entry:
         """The entry that *header* begins, with what extension headers said before it."""
-        kind = _KINDS[header.type]
+        _, mode, uid, gid, size, mtime, typeflag, _, raw_major, raw_minor = header
+        kind = _KINDS[typeflag]
         major = minor = 0
-        if kind in (Kind.CHAR, Kind.BLOCK):
-            major, minor = number(header.major), number(header.minor)
+        if kind is Kind.CHAR or kind is Kind.BLOCK:
+            major, minor = number(raw_major), number(raw_minor)
         entry = Entry(
-            name or header.name, kind, header.mode & 0o7777, header.uid, header.gid, header.mtime, 0,
-            header.size, link or header.link, major, minor, NO_XATTRS, None,
+            name or header.name, kind, mode & 0o7777, uid, gid, mtime, 0, size, link or header.link, major, minor,
+            NO_XATTRS, None,
         )  # fmt: skip
         said = self._globals
         if records:
@@ -148,15 +134,14 @@ class TarStream:
         if said:
             entry = _amend(entry, said)
         if kind is Kind.REGULAR:
-            if entry.name[-1:] == b"/" and header.type in b"\0" b"0":
-                entry = entry._replace(kind=Kind.DIRECTORY)  # how v7 spells a directory
-            elif header.type == _GNU_SPARSE or b"GNU.sparse.size" in said or b"GNU.sparse.realsize" in said:
-                return _checked(self._sparse(block, header.type, entry, records, said))
-        stored = entry.size if entry.kind is Kind.REGULAR or header.type == _GNU_DIRECTORY else 0
-        self._reserve(stored)
-        if entry.kind is not Kind.REGULAR and entry.size:
-            entry = entry._replace(size=0)
-        return _checked(entry)
+            if typeflag == _GNU_SPARSE or b"GNU.sparse.size" in said or b"GNU.sparse.realsize" in said:
+                return _checked(self._sparse(block, typeflag, entry, records, said))
+            if entry.name[-1:] == b"/":  # how v7 spells a directory
+                entry = entry._replace(kind=Kind.DIRECTORY, size=0)
+            self._reserve(entry.size)
+            return _checked(entry)
+        self._reserve(entry.size if typeflag == _GNU_DIRECTORY else 0)
+        return _checked(entry._replace(size=0) if entry.size else entry)
 
     def _sparse(
         self,
@@ -185,15 +170,12 @@ class TarStream:
             name=said.get(b"GNU.sparse.name", entry.name), size=size, segments=checked
         )
 
-    def _truncated(self, end: EndOfStream) -> NoReturn:
-        self._fail(f"the archive ends {end.missing} bytes too early", "pull it again: it was cut off")
-
-    def _fail(self, cause: str, remedy: str = "") -> NoReturn:
+    def _fail(self, cause: str) -> NoReturn:
         raise LayerError(
             "read the tar archive",
             f"entry at byte {self._at}",
             cause,
-            remedy or "have the image rebuilt: its archive is damaged or hostile",
+            "have the image rebuilt: its archive is damaged or hostile",
         ) from None
 
 
@@ -222,15 +204,15 @@ def _amend(entry: Entry, said: dict[bytes, bytes]) -> Entry:
 
 def _checked(entry: Entry) -> Entry:
     """*entry*, if every number fits where Linux keeps it and every name is one a system call could take."""
-    _, kind, _, uid, gid, mtime, _, size, link, *_ = entry
-    if not 0 <= uid <= _UINT32_MAX or not 0 <= gid <= _UINT32_MAX:
-        raise ValueError(f"{entry.name[:80]!r} belongs to {uid}:{gid}; owners are 32 bits")
-    if size > _INT64_MAX or not -_INT64_MAX <= mtime <= _INT64_MAX:
-        raise ValueError(f"{entry.name[:80]!r} has a size or time beyond 63 bits")
-    if len(entry.name) > PATH_MAX or len(link) > PATH_MAX:
-        raise ValueError(f"{entry.name[:80]!r}... or its target is longer than {PATH_MAX} bytes")
-    if b"\0" in entry.name or b"\0" in link:
-        raise ValueError(f"{entry.name[:80]!r} or its target holds a NUL byte")
-    if kind in (Kind.HARDLINK, Kind.SYMLINK) and not link:
-        raise ValueError(f"{entry.name[:80]!r} is a link to nothing")
+    name, kind, _, uid, gid, mtime, _, size, link, _, _, _, _ = entry
+    if (uid | gid) >> 32:
+        raise ValueError(f"{name[:80]!r} belongs to {uid}:{gid}; owners are 32 bits")
+    if (size | abs(mtime)) >> 63:
+        raise ValueError(f"{name[:80]!r} has a size or time beyond 63 bits")
+    if len(name) > PATH_MAX or len(link) > PATH_MAX:
+        raise ValueError(f"{name[:80]!r}... or its target is longer than {PATH_MAX} bytes")
+    if b"\0" in name or b"\0" in link:
+        raise ValueError(f"{name[:80]!r} or its target holds a NUL byte")
+    if not link and (kind is Kind.HARDLINK or kind is Kind.SYMLINK):
+        raise ValueError(f"{name[:80]!r} is a link to nothing")
     return entry
