@@ -25,7 +25,7 @@ from imagebuild.kernel import Kernel, boot_modules
 
 AGENT = "tether"
 MAIN_MODULE = "tether.__main__"
-LATE_IMPORTS = ("termios",)  # standard library modules that the agent imports inside functions
+LATE_IMPORTS = ("json", "termios")  # standard library modules that the agent imports inside functions
 ZSTD_LEVEL = 19  # 3 s once; decompression does not get slower, and a host keeps few of these files
 MODULE_FOLDER = "lib/modules"
 MODULE_LIST = f"{MODULE_FOLDER}/load"

@@ -9,7 +9,7 @@ from tether.agent import Agent
 from tether.console import say
 from tether.container import Container
 from tether.faults import fault_of, one_line
-from tether.hostlink import open_link
+from tether.hostlink import open_link, take_care
 from tether.identity import take_identity
 from tether.link.messages import Fault
 from tether.modules import load_modules
@@ -35,7 +35,11 @@ class Boot:
         with step("load modules"):
             load_modules()
         with step("open link"):
-            self.agent = agent = Agent(open_link(self.arguments.port), pid1.behave_as_init(), step)
+            link, far_end = open_link(self.arguments)
+            self.agent = agent = Agent(link, pid1.behave_as_init(), step)
+        if far_end is not None:  # this VM brings what it is to run, and nobody talks to it
+            with step("read spec"):
+                take_care(agent.reactor, far_end, self.arguments.spec)
 
         agent.say_hello()
         start = agent.wait_for_start()

@@ -27,8 +27,13 @@ class BlockDevice(Record):
 
 def find_disk(disk: Disk) -> str:
     """The device node of `disk`, awaited.  Raises TetherError that says which disks there are instead."""
-    if bool(disk.serial) == bool(disk.scsi):
-        raise TetherError("disk", "the spec names neither or both of serial and SCSI address")
+    if [disk.serial, disk.scsi, disk.file].count("") != 2 or (disk.file and disk.partition):
+        raise TetherError("disk", "the spec must name one of serial, SCSI address (each with or without a partition) "
+                                  "and file")
+    if disk.file:
+        from tether.medium import attach_file  # late: only a VM that brings its image has any
+
+        return attach_file(disk.file)
     return wait_for(describe(disk), lambda: _node(disk), lambda: inventory(block_devices()))
 
 

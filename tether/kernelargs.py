@@ -1,6 +1,8 @@
 """What the kernel command line tells tether.
 
     tether.debug               say on the console what is being done
+    tether.spec=iso:LABEL      nobody talks to this VM: run what /vch/spec.json on the ISO with this volume label says,
+                               with the console as its output
     tether.link=NAME           name of the virtio-serial port of the link (default org.vch.link.0)
     tether.off=reset           end by a reset instead of a power-off: for machines that cannot power off, under a
                                hypervisor that takes a reset for the end (QEMU's -no-reboot)
@@ -21,6 +23,7 @@ class KernelArguments(Record):
     debug: bool = False
     port: str = DEFAULT_PORT
     reset_at_end: bool = False
+    spec: str = ""
 
 
 def parse(line: str) -> KernelArguments:
@@ -33,9 +36,11 @@ def parse(line: str) -> KernelArguments:
             arguments = arguments.but(debug=True)
         elif word.startswith("tether.link="):
             arguments = arguments.but(port=word.removeprefix("tether.link="))
+        elif word.startswith("tether.spec="):
+            arguments = arguments.but(spec=word.removeprefix("tether.spec="))
         elif word == "tether.off=reset":
             arguments = arguments.but(reset_at_end=True)
         else:
             raise TetherError("kernel command line", f"unknown word {word!r}",
-                              hint="known are tether.debug, tether.link=NAME, tether.off=reset")
+                              hint="known are tether.debug, tether.link=NAME, tether.spec=SOURCE, tether.off=reset")
     return arguments

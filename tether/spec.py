@@ -11,13 +11,14 @@ GENERATION = 1  # of this schema; grows when a peer that does not know a new key
 class Disk(Record):
     """A block device, found by what it says of itself and never by order of appearance.
 
-    Exactly one of `serial` (virtio-blk serial, or SCSI VPD page 0x80) and `scsi` ("H:C:T:L") is set.  `partition`
-    (from 1) picks a GPT partition of it.
+    Exactly one of `serial` (virtio-blk serial, or SCSI VPD page 0x80), `scsi` ("H:C:T:L") and `file` (a path on the
+    ISO that the spec came from) is set.  `partition` (from 1) picks a GPT partition of a disk.
     """
 
     serial: str = ""
     scsi: str = ""
     partition: int = 0
+    file: str = ""
 
 
 class Layer(Record):

@@ -1,0 +1,92 @@
+"""A VM that nobody talks to: it brings its own spec, and the console is all there is to write to.
+
+The agent knows one way to run a container, which is to be told over the link.  So there is a link here too, but it
+leads to this module: it asks for the container to be started, puts on the console what the container writes, says how
+it ended, and asks for the shutdown.  Imported late, because no other VM needs it.
+"""
+
+import os
+from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socketpair
+
+from tether import medium
+from tether.console import say
+from tether.faults import TetherError
+from tether.link.endpoint import Endpoint
+from tether.link.events import Notified, Readable
+from tether.link.hello import APPLIANCE
+from tether.link.messages import PRIMARY, Ended, Exited, Shutdown, Signalled, Start, stderr_of, stdin_of, stdout_of
+from tether.link.transport import Transport, of_fd
+from tether.link.wire import Wire
+from tether.spec import Spec
+from tether.specfile import parse_spec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from tether.link.events import Event
+    from tether.link.reactor import Reactor
+
+_FROM_ISO = "iso:"  # + volume label
+_SPEC_ON_ISO = "vch/spec.json"
+_SPEC_BYTES = 1 << 20  # as long as the longest message of a link
+_CONSOLE = 1
+_CHUNK = 65536
+
+
+def link_to_self() -> tuple[Transport, Transport]:
+    """Both ends of a link."""
+    near, far = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
+    return of_fd(near.detach(), "link to itself"), of_fd(far.detach(), "link to itself")
+
+
+def find_spec(source: str) -> Spec:
+    """The spec from where the kernel command line says.  Raises TetherError."""
+    if not source.startswith(_FROM_ISO):
+        raise TetherError("kernel command line", f"tether.spec={source}: unknown source", hint="known is iso:LABEL")
+    medium.mount_medium(source.removeprefix(_FROM_ISO))
+    return parse_spec(medium.read_medium(_SPEC_ON_ISO, _SPEC_BYTES), _SPEC_ON_ISO)
+
+
+class Caretaker:
+    """Does the appliance's part for one container."""
+
+    def __init__(self, reactor: "Reactor", far: Transport, spec: Spec) -> None:
+        self._endpoint = Endpoint(APPLIANCE, far.limits, software="nobody")
+        self._wire = Wire(reactor, self._endpoint, self._take)
+        self._ended: Ended | None = None
+        outputs = (stdout_of(PRIMARY),) if spec.process.terminal else (stdout_of(PRIMARY), stderr_of(PRIMARY))
+        self._outputs = {number: self._endpoint.stream(number) for number in outputs}
+        self._wire.attach(far)
+        self._endpoint.request(Start(spec=spec))
+        if spec.process.stdin:
+            self._endpoint.stream(stdin_of(PRIMARY)).finish()  # nobody types
+
+    def _take(self, event: "Event") -> None:
+        """Something came from the agent.  A Start that fails needs nothing from here: the agent ends the VM itself."""
+        if isinstance(event, Readable) and event.stream in self._outputs:
+            self._show(event.stream)
+        elif isinstance(event, Notified) and isinstance(event.message, Ended) and event.message.session == PRIMARY:
+            self._ended = event.message
+        if self._ended is not None and all(stream.ended for stream in self._outputs.values()):
+            reason = how_it_ended(self._ended)
+            self._ended = None
+            say(f"tether: {reason}")
+            self._endpoint.request(Shutdown(reason=reason))
+
+    def _show(self, number: int) -> None:
+        while data := self._outputs[number].read(_CHUNK):
+            rest = memoryview(data)
+            try:
+                while rest:
+                    rest = rest[os.write(_CONSOLE, rest):]
+            except OSError:
+                continue  # a VM without a console: there is nobody to read it, and the container is to run all the same
+
+
+def how_it_ended(ended: Ended) -> str:
+    """The end of the container in words."""
+    state = ended.state
+    if isinstance(state, Exited):
+        return f"the container ended with exit code {state.code}"
+    assert isinstance(state, Signalled)
+    cause = ", because memory ran out" if ended.oom_killed else ""
+    return f"the container was ended by signal {state.number}{cause}"
