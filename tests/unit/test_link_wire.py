@@ -104,8 +104,7 @@ def test_the_other_end_closes(ends: Ends) -> None:
     ends.until(APPLIANCE, Connected)
     ends.tether_wire.detach("test")
     ends.until(APPLIANCE, Disconnected)
-    (reason,) = ends.closed
-    assert "the other end is away" in reason
+    assert len(ends.closed) == 1
     ends.tether.notify(Ready(version="late", kernel=""))
     ends.attach()
     assert ends.until(APPLIANCE, Notified) == [Notified(message=Ready(version="late", kernel=""))]

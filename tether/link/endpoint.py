@@ -270,7 +270,7 @@ class Endpoint:
         elif kind == HELLO:
             self._take_hello(read_hello(payload))
         elif kind == RESUME:
-            self._take_resume(read_resume(payload, self.limits.streams))
+            self._take_resume(read_resume(payload))
         elif kind == BYE:
             self._take_bye(payload)
         elif self.phase != LIVE:
@@ -377,7 +377,8 @@ class Endpoint:
     def _take_messages(self) -> None:
         receiver = self.mux.receiver(CONTROL_STREAM)
         sender = self.mux.sender(CONTROL_STREAM)
-        while sender.room >= _ANSWER_RESERVE or self.role == APPLIANCE:
+        reserve = 0 if self.role == APPLIANCE else min(_ANSWER_RESERVE, self.limits.control_window // 2)
+        while sender.room >= reserve:
             if receiver.buffered < LENGTH_SIZE:
                 return
             length = length_of(receiver.peek(LENGTH_SIZE), self.limits.message)

@@ -135,12 +135,12 @@ def read_hello(payload: memoryview) -> Hello:
     return hello
 
 
-def read_resume(payload: memoryview, streams: int) -> Resume:
-    """Checks and decodes a RESUME that may list up to `streams` streams in each direction."""
+def read_resume(payload: memoryview) -> Resume:
+    """Checks and decodes a RESUME."""
     resume = _decoded(Resume, cbor.loads(payload))
     for name, rows, width in (("send", resume.send, 3), ("receive", resume.receive, 5)):
-        if len(rows) > MOST_STREAMS or (name == "send" and len(rows) > streams):
-            raise ProtocolError(f"resume: {len(rows)} streams to {name}, {streams} are the limit")
+        if len(rows) > MOST_STREAMS + 1:  # 1: the control stream
+            raise ProtocolError(f"resume: {len(rows)} streams to {name}, {MOST_STREAMS} are the limit")
         before = -1
         for row in rows:
             if len(row) != width or not before < row[0] < 1 << 32 or not all(0 <= it < _MOST_OFFSET for it in row):

@@ -33,6 +33,7 @@ else:
     from _collections import deque  # the same, without importing `collections`
 
 _ACK_SIZE = 16
+_MOST_FINISHED = 1024  # a duplicate is no older than what the transport can hold
 
 
 class Mux:
@@ -52,6 +53,7 @@ class Mux:
         self._lazy: dict[int, Receiver] = {}
         self._naks: dict[int, Receiver] = {}
         self._closed: dict[int, None] = {}
+        self._finished: dict[int, None] = {}  # receivers forgotten of late: a duplicate does not bring them back
         self._unacknowledged = 0  # bytes received since acknowledgements went out
 
     # what the owner does
@@ -94,8 +96,12 @@ class Mux:
         receiver = self.receiver(number)
         if not receiver.opened:
             receiver.opened = True
-            if sum(one.opened for one in self.receivers.values()) > self.limits.streams + 1:  # 1: the control stream
+            done = [one for one in self.receivers.values() if one.done]
+            if sum(one.opened for one in self.receivers.values()) - len(done) > self.limits.streams + 1:  # 1: control
                 raise ProtocolError(f"stream {number} would be one more than the limit of {self.limits.streams}")
+            for one in done[: -self.limits.streams]:  # their CLOSED got lost
+                one.closed = True
+                self._forget_receiver(one)
         return receiver
 
     def _attach(self, number: int) -> None:
@@ -148,6 +154,13 @@ class Mux:
         self._lazy.clear()
         self._changed()
 
+    def restart(self, peer: "Hello") -> None:
+        """A connection begins."""
+        self.peer = peer
+        self._finished.clear()
+        for receiver in self.receivers.values():
+            receiver.restart()
+
     def fetched(self) -> None:
         """The owner has fetched the events."""
         self._readable.clear()
@@ -158,6 +171,8 @@ class Mux:
         """DATA.  Raises ProtocolError for what a well-behaved peer does not send."""
         if flags and number == CONTROL_STREAM:
             raise ProtocolError("the control stream cannot end")
+        if number in self._finished:
+            return
         receiver = self.opened(number)
         ended_before, arrived = receiver.end, receiver.expected
         if receiver.accept(offset, payload, flags):
@@ -235,6 +250,9 @@ class Mux:
     def _forget_receiver(self, receiver: Receiver) -> None:
         if receiver.closed and receiver.ended and self.receivers.get(receiver.number) is receiver:
             del self.receivers[receiver.number]
+            self._finished[receiver.number] = None
+            if len(self._finished) > _MOST_FINISHED:
+                del self._finished[next(iter(self._finished))]
             for owed in (self._urgent, self._lazy, self._naks):
                 owed.pop(receiver.number, None)
 

@@ -35,10 +35,10 @@ def positions(mux: "Mux") -> "tuple[Rows, Rows]":
 def apply(mux: "Mux", resume: "Resume", peer: "Hello", events: "list[Event]") -> None:
     """Brings the streams to where the peer's RESUME says that they go on."""
     theirs = {one.number: one for one in resume.senders()}
+    mux.restart(peer)
     _close_unlisted(mux, theirs)
     for one in theirs.values():
         _meet_sender(mux, one, events)
-    mux.peer = peer
     rows = {one.number: one for one in resume.receivers()}
     for number, sender in list(mux.senders.items()):
         row = rows.pop(number, None)
@@ -58,7 +58,6 @@ def apply(mux: "Mux", resume: "Resume", peer: "Hello", events: "list[Event]") ->
 def _close_unlisted(mux: "Mux", listed: "dict[int, Sending]") -> None:
     """The peer has forgotten streams that it does not list: no late frame of them will come."""
     for number, receiver in list(mux.receivers.items()):
-        receiver.restart()
         if number not in listed and receiver.end is not None:
             mux.take_closed(number)
 
