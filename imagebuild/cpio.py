@@ -68,9 +68,10 @@ def _with_parents(entries: list[Entry]) -> dict[str, Entry]:
             raise ValueError(f"too large for cpio: {entry.path!r}")
         complete[entry.path] = entry
     for path in list(complete):
-        while "/" in path:
-            path = path.rpartition("/")[0]
-            complete.setdefault(path, directory(path))
+        parts = path.split("/")
+        for count in range(1, len(parts)):
+            parent = "/".join(parts[:count])
+            complete.setdefault(parent, directory(parent))
     return complete
 
 

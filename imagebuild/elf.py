@@ -19,6 +19,9 @@ _PT_LOAD, _PT_DYNAMIC, _PT_INTERP = 1, 2, 3
 _DT_NULL, _DT_NEEDED, _DT_STRTAB, _DT_SONAME = 0, 1, 5, 14
 
 
+Header = tuple[int, int, int, int, int, int, int, int]  # the fields of _PHDR
+
+
 class Elf:
     """The dynamic part of one ELF file.  Raises InitramfsError if it has none or is damaged."""
 
@@ -27,15 +30,15 @@ class Elf:
         self._data = path.read_bytes()
         try:
             self._read()
-        except (struct.error, IndexError, ValueError) as error:
+        except (struct.error, IndexError, ValueError, OverflowError) as error:
             raise InitramfsError("read ELF file", str(path), str(error), "reinstall the package it is from") from error
 
     def _read(self) -> None:
         if not self._data.startswith(_ELF64_LE):
             raise ValueError("it is not a 64-bit little-endian ELF file")
-        table = struct.unpack_from("<Q", self._data, 32)[0]
+        (table,) = struct.unpack_from("<Q", self._data, 32)
         size, count = struct.unpack_from("<HH", self._data, 54)
-        headers = [_PHDR.unpack_from(self._data, table + size * index) for index in range(count)]
+        headers: list[Header] = [_PHDR.unpack_from(self._data, table + size * index) for index in range(count)]
         self._loads = [(vaddr, offset, filesz) for kind, _, offset, vaddr, _, filesz, *_ in headers if kind == _PT_LOAD]
         self.loader = next((self._string(offset) for kind, _, offset, *_ in headers if kind == _PT_INTERP), None)
         dynamic = list(self._dynamic(headers))
@@ -44,7 +47,7 @@ class Elf:
         sonames = [self._string(strings + value) for tag, value in dynamic if tag == _DT_SONAME]
         self.soname = sonames[0] if sonames else self.path.name
 
-    def _dynamic(self, headers: list[tuple[int, ...]]) -> Iterator[tuple[int, int]]:
+    def _dynamic(self, headers: list[Header]) -> Iterator[tuple[int, int]]:
         for kind, _, offset, _, _, filesz, *_ in headers:
             if kind == _PT_DYNAMIC:
                 for tag, value in _DYN.iter_unpack(self._data[offset:offset + filesz]):

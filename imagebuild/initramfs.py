@@ -3,7 +3,7 @@
     /init                      one line of Python, found by the kernel without any argument
     /usr/bin/python3.11        the interpreter, its loader and libraries in their usual places
     /usr/lib/python3.11/       the modules that the agent imports, and the agent itself, as .pyc
-    /lib/modules/load          names of the kernel modules beside it, in load order (absent with a kernel that needs none)
+    /lib/modules/load          names of the kernel modules beside it, in load order (absent if the kernel needs none)
 
 No root, no external program, and the same bytes for the same inputs.  Built once per content: the file's name is the
 key of everything that goes in, this builder included.

@@ -44,7 +44,8 @@ for line in sys.stdin:
     with open(source, "rb") as file:
         text = file.read()
     code = compile(text, name, "exec", dont_inherit=True, optimize=2)
-    header = importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + importlib.util.source_hash(text)  # unchecked hash
+    unchecked = (1).to_bytes(4, "little")  # PEP 552: a hash that nobody compares with anything
+    header = importlib.util.MAGIC_NUMBER + unchecked + importlib.util.source_hash(text)
     os.makedirs(os.path.dirname(target), exist_ok=True)
     with open(target, "wb") as file:
         file.write(header + marshal.dumps(code))

@@ -1,0 +1,57 @@
+"""Docker's USER string against passwd and group files, with the odd lines that real images have."""
+
+from __future__ import annotations
+
+import pytest
+
+from tether.accounts import Account, resolve
+from tether.faults import TetherError
+
+PASSWD = b"""root:x:0:0:root:/root:/bin/sh
+# a comment
+broken line
+short:x:7
+joe:x:1000:100:Joe:/home/joe:/bin/sh
++::::::
+nohome:x:1001:1001:::
+odd\xff:x:1002:1002::/o:
+joe:x:5:5::/second:
+"""
+GROUP = b"""root:x:0:
+wheel:x:10:root,joe
+users:x:100:joe
+dup:x:10:joe
+staff:x:50:
+bad:x:notanumber:joe
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("", Account(uid=0, gid=0, groups=(0, 10), home=b"/root")),
+        ("joe", Account(uid=1000, gid=100, groups=(100, 10), home=b"/home/joe")),
+        ("1000", Account(uid=1000, gid=100, groups=(100, 10), home=b"/home/joe")),
+        ("joe:staff", Account(uid=1000, gid=50, groups=(50,), home=b"/home/joe")),
+        ("joe:50", Account(uid=1000, gid=50, groups=(50,), home=b"/home/joe")),
+        ("joe:4242", Account(uid=1000, gid=4242, groups=(4242,), home=b"/home/joe")),
+        ("7777", Account(uid=7777, gid=0, groups=(0,), home=b"/")),
+        ("7777:8888", Account(uid=7777, gid=8888, groups=(8888,), home=b"/")),
+        ("nohome", Account(uid=1001, gid=1001, groups=(1001,), home=b"/")),
+        ("odd\udcff", Account(uid=1002, gid=1002, groups=(1002,), home=b"/o")),
+        (":staff", Account(uid=0, gid=50, groups=(50,), home=b"/root")),
+    ],
+)
+def test_who(asked: str, expected: Account) -> None:
+    assert resolve(asked, PASSWD, GROUP) == expected
+
+
+@pytest.mark.parametrize("asked", ["nobody", "joe:nogroup", "2147483648", "0:2147483648", "-1", "１"])
+def test_who_is_nobody(asked: str) -> None:
+    with pytest.raises(TetherError):
+        resolve(asked, PASSWD, GROUP)
+
+
+def test_numbers_need_no_files() -> None:
+    assert resolve("", b"", b"") == Account()
+    assert resolve("5:6", b"", b"").gid == 6

@@ -1,0 +1,74 @@
+"""Netlink messages packed by hand, read by pyroute2."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import pytest
+from pyroute2.netlink.rtnl.marshal import MarshalRtnl
+
+from tether import rtnetlink
+from tether.faults import TetherError
+
+
+def _parsed(request: rtnetlink.Request) -> Any:
+    message = next(iter(MarshalRtnl().parse(rtnetlink.packed(request, 7))))
+    assert message["header"]["sequence_number"] == 7
+    return message
+
+
+def _attributes(message: Any) -> dict[str, Any]:
+    return dict(message["attrs"])
+
+
+def test_link_up_with_mtu() -> None:
+    message = _parsed(rtnetlink.link_up(3, "eth0", 1400))
+    assert message["event"] == "RTM_NEWLINK"
+    assert (message["index"], message["flags"], message["change"]) == (3, 1, 1)
+    assert _attributes(message) == {"IFLA_MTU": 1400}
+
+
+def test_link_up_leaves_the_mtu_alone() -> None:
+    assert _attributes(_parsed(rtnetlink.link_up(1, "lo"))) == {}
+
+
+def test_address_of_version_4() -> None:
+    message = _parsed(rtnetlink.add_address(3, "eth0", "10.0.2.15/24"))
+    assert message["event"] == "RTM_NEWADDR"
+    assert (message["family"], message["prefixlen"], message["index"]) == (2, 24, 3)
+    wanted = {"IFA_LOCAL": "10.0.2.15", "IFA_ADDRESS": "10.0.2.15", "IFA_BROADCAST": "10.0.2.255"}
+    assert _attributes(message) == wanted
+
+
+def test_point_to_point_addresses_have_no_broadcast() -> None:
+    assert "IFA_BROADCAST" not in _attributes(_parsed(rtnetlink.add_address(3, "eth0", "10.0.0.0/31")))
+
+
+def test_address_of_version_6_is_usable_at_once() -> None:
+    message = _parsed(rtnetlink.add_address(3, "eth0", "fd00::5/64"))
+    assert (message["family"], message["prefixlen"], message["flags"]) == (10, 64, 2)
+    assert _attributes(message)["IFA_ADDRESS"] == "fd00::5"
+
+
+@pytest.mark.parametrize(("gateway", "family"), [("10.0.2.2", 2), ("fe80::1", 10)])
+def test_default_route(gateway: str, family: int) -> None:
+    message = _parsed(rtnetlink.add_default_route(3, "eth0", gateway))
+    assert message["event"] == "RTM_NEWROUTE"
+    assert (message["family"], message["dst_len"], message["table"], message["type"]) == (family, 0, 254, 1)
+    assert _attributes(message) == {"RTA_GATEWAY": gateway, "RTA_OIF": 3}
+
+
+@pytest.mark.parametrize("cidr", ["10.0.2.15", "10.0.2.15/33", "10.0.2/24", "fd00::/129", "x/24", "10.0.2.15/-1"])
+def test_what_is_no_address(cidr: str) -> None:
+    with pytest.raises(TetherError, match="is not an address"):
+        rtnetlink.add_address(3, "eth0", cidr)
+
+
+def test_replies() -> None:
+    def reply(sequence: int, failure: int) -> bytes:
+        return struct.pack("=IHHIIi", 36, 2, 0, sequence, 0, -failure) + bytes(16)
+
+    assert rtnetlink.replies(reply(0, 0) + reply(1, 17)) == [(0, 0), (1, 17)]
+    assert rtnetlink.replies(b"") == []
+    assert rtnetlink.replies(bytes(16)) == []  # a length of zero must not loop
