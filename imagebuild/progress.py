@@ -10,6 +10,7 @@ from enum import Enum
 class Phase(Enum):
     """Where a layer is on its way."""
 
+    QUEUED = "not begun"
     PRESENT = "already here"
     WAITING = "another process is at it"
     RUNNING = "downloading and converting"

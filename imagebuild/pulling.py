@@ -24,7 +24,7 @@ from .open_source import is_local, open_source
 from .parallel import Stop, run_all
 from .patch_store import patched
 from .platforms import Platform
-from .progress import Report, silent
+from .progress import Phase, Progress, Report, silent
 from .settings import RegistrySettings
 from .source import Source, SourceImage
 from .store import Store, layer_key
@@ -117,6 +117,8 @@ def _fetch_layers(source: Source, found: SourceImage, store: Store, progress: Re
     }
     # The largest first: begun last it would run alone at the end.
     order = sorted(jobs.values(), key=lambda job: -job.descriptor.size)
+    for job in order:
+        progress(Progress(job.descriptor.digest, Phase.QUEUED, 0, job.descriptor.size))
     workers = min(_MAX_WORKERS, (os.cpu_count() or 1) + 1)
     run_all([job.run for job in order], workers, stop)
 

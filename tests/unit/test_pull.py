@@ -211,7 +211,7 @@ def test_ctrl_c_ends_a_pull_and_leaves_nothing(registry: FakeRegistry, tmp_path:
     command = [sys.executable, "-c", script, f"{registry.address}/app", str(tmp_path / "store")]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert child.stdout is not None
-    assert child.stdout.readline() == b"RUNNING\n"
+    assert b"RUNNING\n" in iter(child.stdout.readline, b"")
     child.send_signal(signal.SIGINT)
     child.communicate(timeout=20)
     assert child.returncode == -signal.SIGINT
