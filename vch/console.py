@@ -33,7 +33,7 @@ class Console:
     def text(self) -> str:
         """All that is kept, fit for a terminal."""
         raw = b"".join(self._chunks)[-self._limit :].decode("utf-8", "replace")
-        return _TERMINAL_CODES.sub("", raw).replace("\r", "\n").translate(_DROP_FROM_TEXT)
+        return _TERMINAL_CODES.sub("", raw).replace("\r\n", "\n").replace("\r", "\n").translate(_DROP_FROM_TEXT)
 
     @property
     def lines(self) -> list[str]:

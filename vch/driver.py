@@ -104,6 +104,15 @@ class Driver:
         """Ends QEMU at once."""
         self.post(self._kill)
 
+    def kill_later(self, seconds: float) -> None:
+        """Ends QEMU in `seconds`, should it still run then."""
+
+        def overdue() -> None:
+            self.notices.append(f"the machine did not power off within {seconds:.0f} s and was killed")
+            self._kill()
+
+        self.post(lambda: void(self.reactor.call_later(seconds, overdue)))
+
     def join(self, seconds: float) -> bool:
         """Waits for the thread to end, which is after the machine's and when all output is written."""
         self._thread.join(seconds)
@@ -313,6 +322,10 @@ class Driver:
 
     def _link_closed(self, _reason: str) -> None:
         self._closed("link")
+
+
+def void(_value: object) -> None:
+    """Makes a call that returns something one that does not."""
 
 
 def entropy() -> bytes:

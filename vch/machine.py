@@ -89,12 +89,17 @@ class Machine:
         """Asks whether anybody is there."""
         return cast("Pong", self._driver.request(PingRequest()).result(ANSWER_SECONDS))
 
-    def stop(self, seconds: float, reason: str = "asked to stop") -> Promise[Record]:
+    def tell(self, message: Record) -> Promise[Record]:
+        """Sends a request and does not wait for the answer.  Safe in signal handlers."""
+        return self._driver.request(message)
+
+    def stop(self, seconds: float, reason: str = "asked to stop") -> None:
         """Has the guest end its processes (stop signal, after `seconds` SIGKILL), unmount and power off; at once back.
 
-        Safe in signal handlers.  `join` waits for it.
+        Safe in signal handlers.  `join` waits for it.  A guest that does not manage it is killed from here.
         """
-        return self._driver.request(Shutdown(grace_ms=max(0, int(seconds * 1000)), reason=reason))
+        self._driver.request(Shutdown(grace_ms=max(0, int(seconds * 1000)), reason=reason))
+        self._driver.kill_later(max(0.0, seconds) + POWER_OFF_SECONDS)
 
     def join(self, seconds: float) -> MachineError:
         """Waits for the machine to end; how it ended.  Raises DeadlineError."""
@@ -103,10 +108,7 @@ class Machine:
     def power_off(self) -> None:
         """An orderly end: file systems of volumes are unmounted.  A guest that does not manage it in time is killed."""
         self.stop(0, "the container has ended")
-        try:
-            self.join(POWER_OFF_SECONDS)
-        except DeadlineError:
-            self.notices.append(f"the machine did not power off within {POWER_OFF_SECONDS:.0f} s and was killed")
+        self.join(POWER_OFF_SECONDS + KILL_SECONDS)
         self.close()
 
     def kill(self) -> None:

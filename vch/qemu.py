@@ -74,6 +74,8 @@ class BootFiles:
     kernel: Path
     initramfs: Path | None
     arguments: tuple[str, ...]
+    firmware: Path | None = None
+    """None: QEMU's own, SeaBIOS."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,8 @@ def _network(network: UserNetwork | None) -> list[str]:
 
 def _boot(boot: BootFiles) -> list[str]:
     initramfs: Sequence[str] = ("-initrd", str(boot.initramfs)) if boot.initramfs else ()
-    return ["-kernel", str(boot.kernel), *initramfs, "-append", " ".join(boot.arguments)]
+    firmware: Sequence[str] = ("-bios", str(boot.firmware)) if boot.firmware else ()
+    return [*firmware, "-kernel", str(boot.kernel), *initramfs, "-append", " ".join(boot.arguments)]
 
 
 def _escaped(value: str) -> str:

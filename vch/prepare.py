@@ -1,0 +1,72 @@
+"""What a machine needs before it can be booted: image, kernel, boot image, accelerator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from imagebuild.initramfs import build_initramfs
+from imagebuild.kernel import choose as choose_kernel
+from imagebuild.pulling import PullPolicy, pull
+from imagebuild.store import Store
+from vch import accel
+from vch.boot_plan import boot_files, find_firmware, kernel_arguments
+from vch.pull_view import PullView
+from vch.qemu import BootFiles
+from vch.run_options import RunOptions
+from vch.settings import Settings, registry_settings
+
+if TYPE_CHECKING:
+    from imagebuild.image import Image
+    from imagebuild.imageconfig import RunConfig
+    from imagebuild.lease import Lease
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All of it.  `disk` is None for an image without layers; `lease` keeps the image until QEMU has its files open."""
+
+    run: RunConfig
+    layers: int
+    disk: Path | None
+    lease: Lease
+    boot: BootFiles
+    verdict: accel.Verdict
+    program: str
+
+
+def prepare(options: RunOptions, settings: Settings, debug: Callable[[str], None]) -> Prepared:
+    """Fetches, builds and finds what is missing.  Raises OperationError."""
+    program = accel.find_qemu(settings.qemu)
+    image, lease = _image(options, settings)
+    debug(f"image {image.reference}: {image.digest}, {len(image.layers)} layers")
+    kernel = choose_kernel(settings.home, settings.kernel, debug)
+    initramfs = build_initramfs(kernel, settings.home)
+    debug(f"kernel {kernel.name} {kernel.release}, boot image {initramfs.path.name}: {initramfs.size} bytes")
+    verdict = accel.choose(settings.accelerator, settings.state, kernel.pvh or kernel.image, program)
+    debug(f"accelerator {verdict.accelerator.value}: {verdict.reason}")
+    words = kernel_arguments(kernel, verdict.accelerator, options.cpus or settings.cpus, options.debug)
+    boot = boot_files(kernel, initramfs.path, words, find_firmware(program))
+    disk = image.disk() if image.layers else None
+    return Prepared(image.config.run, len(image.layers), disk, lease, boot, verdict, program)
+
+
+def _image(options: RunOptions, settings: Settings) -> tuple[Image, Lease]:
+    store = Store(settings.home / "images")
+    view = PullView(options.image, options.quiet)
+    try:
+        image = pull(
+            options.image,
+            store=store,
+            platform=options.platform,
+            policy=PullPolicy(options.pull),
+            progress=view,
+            settings=registry_settings(settings),
+        )
+    finally:
+        with suppress(OSError):  # a closed stderr is no reason to lose the image
+            view.finish()
+    return image, store.pin(image)

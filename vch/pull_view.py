@@ -1,0 +1,54 @@
+"""What the user sees while an image is fetched: one line that changes on a terminal, two lines elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from imagebuild.progress import Progress
+
+REDRAW_SECONDS = 0.1
+
+
+class PullView:
+    """A `progress` for imagebuild.pull; silent until the first layer really has to come."""
+
+    def __init__(self, name: str, quiet: bool) -> None:
+        self._name, self._quiet = name, quiet
+        self._lock = threading.Lock()
+        self._layers: dict[str, tuple[int, int]] = {}
+        self._drawn = 0.0
+        self._began = False
+        self._terminal = os.isatty(2)
+
+    def __call__(self, progress: Progress) -> None:
+        """One layer has news.  From several threads."""
+        with self._lock:
+            self._layers[progress.digest] = (progress.done, progress.total)
+            if self._quiet or (progress.phase.name in ("PRESENT", "DONE") and not self._began):
+                return
+            if not self._began:
+                self._began = True
+                self._say(f"Unable to find image '{self._name}' locally\n")
+            if self._terminal and time.monotonic() - self._drawn > REDRAW_SECONDS:
+                self._drawn = time.monotonic()
+                self._say(f"\r{self._name}: {self._amount()}\x1b[K")
+
+    def finish(self) -> None:
+        """The image is here, or will not come."""
+        if self._began:
+            self._say(f"{chr(13) if self._terminal else ''}{self._name}: {self._amount()}{' ' * 8}\n")
+
+    def _amount(self) -> str:
+        done = sum(layer[0] for layer in self._layers.values())
+        total = sum(layer[1] for layer in self._layers.values())
+        return f"{done / 1e6:.1f} of {total / 1e6:.1f} MB, {len(self._layers)} layers"
+
+    @staticmethod
+    def _say(text: str) -> None:
+        sys.stderr.write(text)
+        sys.stderr.flush()

@@ -1,0 +1,243 @@
+"""`vch run`: one container VM in the foreground, from its image to its exit code.
+
+    settings ─► image, kernel, boot image, accelerator ─► names, ports, disks ─► boot ─► start ─► wait ─► power off
+
+Everything taken on the way is given back on the way out, whatever happens; and what only the kernel could give back
+after SIGKILL (QEMU, its files, its locks) hangs on this process alone.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+
+from tether.link.messages import PRIMARY, Resize, Signal
+from tether.spec import Identity
+from vch import settings as settings_module
+from vch import terminal
+from vch.disks import DiskSet
+from vch.errors import GuestError, MachineLostError, OperationError, UsageError
+from vch.explain import is_missing_command
+from vch.locks import NameLock
+from vch.machine import Machine
+from vch.ports import check_free, describe_chosen
+from vch.prepare import Prepared, prepare
+from vch.qemu import MachineConfig, UserNetwork
+from vch.run_options import RunOptions
+from vch.session import Session, Stdio
+from vch.settings import LEAST_MEMORY, MIB, Settings
+from vch.signals import Actions, Interrupted, SignalRouter
+from vch.spec_plan import (
+    IMAGE_SERIAL,
+    TOP_SERIAL,
+    VOLUME_SERIAL,
+    Placement,
+    Resolver,
+    arguments,
+    build_spec,
+    parse_resolver,
+    volume_mounts,
+)
+from vch.timing import Stopwatch
+
+EXIT_OURS = 125  # Docker: the daemon itself failed
+EXIT_KILLED = 128 + 9  # what Docker reports of a container whose end it did not see
+RESOLV_CONF = "/etc/resolv.conf"
+ID_BYTES = 32  # of a container's ID, as Docker's
+
+
+def run(options: RunOptions, environ: Mapping[str, str]) -> int:
+    """Runs it; the exit code for the shell.  Prints its own errors."""
+    with SignalRouter() as router:
+        try:
+            return _Run(options, settings_module.load(environ), router).execute()
+        except Interrupted as interrupted:
+            return 128 + interrupted.number
+        except UsageError:
+            raise
+        except OperationError as error:
+            complain(error, options.debug)
+            return exit_code_of(error)
+
+
+def exit_code_of(error: OperationError) -> int:
+    """Docker's exit code for a failure."""
+    if isinstance(error, GuestError):
+        return is_missing_command(error.fault) or EXIT_OURS
+    return EXIT_KILLED if isinstance(error, MachineLostError) else EXIT_OURS
+
+
+def complain(error: OperationError, debug: bool) -> None:
+    """One sentence; with -D the console's end before it."""
+    console = getattr(error, "console", "")
+    if debug and console:
+        print(f"--- console ---\n{console}\n---------------", file=sys.stderr)
+    print(f"vch: {error}", file=sys.stderr)
+
+
+class _Run:
+    """One run: what it was asked for, and what it holds."""
+
+    def __init__(self, options: RunOptions, settings: Settings, router: SignalRouter) -> None:
+        self._options, self._settings, self._router = options, settings, router
+        self._held = ExitStack()
+        self._watch = Stopwatch()
+        self._killed_by_user = False
+
+    def execute(self) -> int:
+        """Everything, in order."""
+        options = self._options
+        _check(options, self._settings)
+        with self._held:
+            if options.name:
+                self._held.enter_context(NameLock(self._settings.state, "container", options.name))
+            prepared = prepare(options, self._settings, self._debug)
+            self._watch.lap("prepare")
+            arguments(options, prepared.run)  # "no command specified": before anything is booted
+            id_ = os.urandom(ID_BYTES).hex()
+            disks = self._disks(prepared)
+            config = self._machine_config(prepared, disks, id_)
+            self._debug(f"machine {config.name}: {prepared.verdict.accelerator.value}, {config.memory_mib} MiB")
+            machine = Machine(config, prepared.program)
+            self._held.callback(machine.close)
+            try:
+                ready = machine.boot()
+                prepared.lease.release()  # QEMU has the files open: nothing named is ours from here on
+                self._watch.lap("boot", ready.phases)
+                placement = self._placement(prepared, id_)
+                spec = build_spec(options, prepared.run, placement, Identity(entropy=b"", clock_ns=0))
+                with terminal.RawMode(0, options.tty and options.interactive):
+                    session, started = machine.start(spec, self._stdio())
+                    self._watch.lap("start", started.phases)
+                    code = self._serve(machine, session, spec.stop_signal)
+            finally:
+                for notice in machine.notices:
+                    self._say(notice)
+            self._watch.lap("run")
+            self._end(machine)
+        self._watch.lap("end")
+        if options.timing:
+            self._say(self._watch.report())
+        return code
+
+    def _serve(self, machine: Machine, session: Session, stop_signal: int) -> int:
+        """Until the process has ended and its output is written."""
+
+        def kill() -> None:
+            self._killed_by_user = True
+            machine.kill()
+
+        def stop() -> None:
+            if self._options.stop_seconds < 0:
+                forward(stop_signal)
+            else:
+                machine.stop(self._options.stop_seconds)
+
+        def resize() -> None:
+            size = terminal.size(0, 1, 2)
+            if self._options.tty and size is not None:
+                machine.tell(Resize(session=PRIMARY, rows=size.rows, columns=size.columns))
+
+        def forward(number: int) -> None:
+            machine.tell(Signal(session=PRIMARY, number=number))
+
+        self._router.running(Actions(stop, kill, forward, resize))
+        resize()  # it may have changed since the size was read for the spec
+        try:
+            code = session.wait()
+        except MachineLostError:
+            if self._killed_by_user:
+                return EXIT_KILLED
+            raise
+        finally:
+            self._router.running(None)
+        for complaint in session.complaints:
+            self._say(complaint)
+        return code
+
+    def _end(self, machine: Machine) -> None:
+        """Only what outlives the machine needs an orderly end."""
+        if any(not drive.read_only and not drive.volatile for drive in machine.config.drives):
+            machine.power_off()
+        else:
+            machine.close()
+
+    def _disks(self, prepared: Prepared) -> DiskSet:
+        disks = DiskSet(self._settings.home)
+        self._held.callback(disks.close)
+        if prepared.disk is not None:
+            disks.add_image(IMAGE_SERIAL, prepared.disk)
+        disks.add_unnamed(TOP_SERIAL, self._settings.disk_size)
+        for index, mount in enumerate(volume_mounts(self._options, prepared.run)):
+            serial = VOLUME_SERIAL.format(index)
+            if mount.name:
+                disks.add_volume(serial, mount.name, self._settings.volume_size, mount.read_only)
+            else:
+                disks.add_unnamed(serial, self._settings.volume_size)
+        return disks
+
+    def _machine_config(self, prepared: Prepared, disks: DiskSet, id_: str) -> MachineConfig:
+        options = self._options
+        network = None
+        if options.network == "user":
+            chosen = check_free(options.ports)
+            for line in describe_chosen(options.ports, chosen):
+                self._say(line)
+            network = UserNetwork(_mac(id_), tuple(chosen))
+        return MachineConfig(
+            name=f"vch-{options.name or id_[:12]}",
+            accelerator=prepared.verdict.accelerator,
+            memory_mib=(options.memory or self._settings.memory) // MIB,
+            cpus=options.cpus or self._settings.cpus,
+            boot=prepared.boot,
+            drives=tuple(disks.drives),
+            network=network,
+            fd_sets=disks.fd_sets,
+        )
+
+    def _placement(self, prepared: Prepared, id_: str) -> Placement:
+        return Placement(
+            id=id_,
+            mac=_mac(id_),
+            layers=prepared.layers,
+            resolver=_host_resolver(),
+            terminal=terminal.size(0, 1, 2) if self._options.tty else None,
+        )
+
+    def _stdio(self) -> Stdio:
+        options = self._options
+        return Stdio(stdin=0 if options.interactive else None, stdout=1, stderr=None if options.tty else 2)
+
+    def _debug(self, line: str) -> None:
+        if self._options.debug:
+            self._say(f"{time.monotonic() - self._watch.began:6.2f} s  {line}")
+
+    @staticmethod
+    def _say(line: str) -> None:
+        print(f"vch: {line}", file=sys.stderr)
+
+
+def _check(options: RunOptions, settings: Settings) -> None:
+    """What can be refused before anything is done."""
+    memory = options.memory or settings.memory
+    if memory < LEAST_MEMORY:
+        raise UsageError(f"Minimum memory limit allowed is {LEAST_MEMORY // MIB}MB")
+    if options.tty and options.interactive and not os.isatty(0):
+        raise UsageError("the input device is not a TTY")
+
+
+def _mac(id_: str) -> str:
+    """A locally administered unicast address out of the ID."""
+    return "02:" + ":".join(id_[at : at + 2] for at in range(0, 10, 2))
+
+
+def _host_resolver() -> Resolver:
+    try:
+        with open(RESOLV_CONF, encoding="utf-8", errors="replace") as file:
+            return parse_resolver(file.read())
+    except OSError:
+        return Resolver()
+
