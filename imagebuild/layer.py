@@ -29,6 +29,7 @@ from imagebuild.limits import Limits
 from imagebuild.newfile import NewFile
 from imagebuild.tarstream import TarStream
 from imagebuild.tree import Needs, Tree
+from imagebuild.verity import append_tree
 
 #: Raised whenever the image made from the same layer changes, so that stores make theirs anew.
 CONVERTER_VERSION = 1
@@ -45,6 +46,7 @@ class ConvertedLayer:
     digest: str
     compressed_size: int
     tar_size: int
+    #: Of the EROFS image; a hash tree begins there.
     image_size: int
     entries: int
     #: dm-verity's root hash (hex) when a hash tree was asked for.
@@ -87,13 +89,14 @@ def convert(
     size: int | None = None,
     diff_id: str | None = None,
     limits: Limits | None = None,
+    verity: bool = False,
     on_progress: Callable[[int], None] | None = None,
 ) -> ConvertedLayer:
     """Write the layer that *source* delivers to *destination* as an EROFS image.
 
     *source* is a binary file or any iterable of ``bytes``.  *digest* and *size* are what the manifest says of the blob,
-    *diff_id* what the config says of the tar in it; what is given is verified.  *on_progress* is called with the bytes
-    of the blob taken in so far.
+    *diff_id* what the config says of the tar in it; what is given is verified.  With *verity* a dm-verity hash tree
+    follows the image in the same file.  *on_progress* is called with the bytes of the blob taken in so far.
 
     Raises `LayerError` when the layer is at fault and `StoreError` when the disk is; *destination* is then as before.
     Errors of the source itself pass through.
@@ -113,6 +116,7 @@ def convert(
             image_size = writer.finish(tree.root, _uuid(tar.digest), _label(tar.digest))
         except ValueError as error:
             raise LayerError("write the image", subject, str(error), "have the image rebuilt smaller") from None
+        root = append_tree(file, image_size, _uuid(tar.digest))[0] if verity else None
         file.commit()
     return ConvertedLayer(
         diff_id=tar.digest,
@@ -121,7 +125,7 @@ def convert(
         tar_size=tar.size,
         image_size=image_size,
         entries=tree.entries,
-        verity_root=None,
+        verity_root=root,
         needs=needs,
     )
 

@@ -50,6 +50,27 @@ class NewFile:
         with self._explained():
             return os.pwritev(self.fd, buffers, offset)
 
+    def write_all(self, data: bytes, offset: int) -> None:
+        """Write *data*, however often the kernel stops halfway."""
+        while data:
+            written = self.pwritev([data], offset)
+            data, offset = data[written:], offset + written
+
+    def read(self, size: int, offset: int) -> bytes:
+        """*size* bytes of what was written."""
+        with self._explained():
+            return os.pread(self.fd, size, offset)
+
+    def data_after(self, offset: int) -> int:
+        """Where the next byte that is in no hole is, at *offset* or behind it; the file's end if there is none."""
+        with self._explained():
+            try:
+                return os.lseek(self.fd, offset, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                return os.fstat(self.fd).st_size
+
     def truncate(self, size: int) -> None:
         """Make the file *size* bytes long."""
         with self._explained():
