@@ -118,8 +118,8 @@ def _push(options: argparse.Namespace) -> int:
 
 
 def _load(options: argparse.Namespace) -> int:
+    from .fetch import fetch
     from .open_source import all_images, open_bundle
-    from .pulling import fetch
 
     store = user_store()
     if options.input == "-" and sys.stdin.isatty():

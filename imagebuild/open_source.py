@@ -16,14 +16,9 @@ from .oci_layout import LAYOUT_FILE, OciLayout
 from .reference import Reference
 from .settings import RegistrySettings
 from .source import RegistrySource, Source
+from .spelling import OCI, OCI_ARCHIVE, STDIN, is_local
 
-OCI, OCI_ARCHIVE, DOCKER_ARCHIVE, STDIN = "oci", "oci-archive", "docker-archive", "-"
 _STEP = "open image"
-
-
-def is_local(spelled: str) -> bool:
-    """Whether this names a folder, an archive or standard input, and not an image in a registry."""
-    return spelled == STDIN or (spelled.partition(":")[0] in (OCI, OCI_ARCHIVE, DOCKER_ARCHIVE) and ":" in spelled)
 
 
 def open_source(spelled: str, *, settings: RegistrySettings | None = None, spool: Path | None = None) -> Source:

@@ -1,11 +1,4 @@
-"""Where images come from: one small interface, and the way from what a user writes to what implements it.
-
-busybox, host:5000/name@sha256:...   a registry
-oci:FOLDER[:TAG]                     an OCI layout in a folder
-oci-archive:FILE[:TAG]               the same in a tar archive
-docker-archive:FILE[:NAME]           what ``docker save`` writes, old and new
--                                    either archive on standard input
-"""
+"""Where images come from: one small interface, and what implements it for registries; spelling.py lists all kinds."""
 
 from __future__ import annotations
 

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 import zstandard
+from imagebuild.spelling import is_local
 
 from imagebuild.bundle import TarBundle
 from imagebuild.errors import ManifestError, OperationError, SourceError
-from imagebuild.open_source import all_images, is_local, open_bundle, open_source
+from imagebuild.open_source import all_images, open_bundle, open_source
 from imagebuild.platforms import Platform
 from tests.sample_images import (
     layout_files,
