@@ -46,8 +46,9 @@ def pull(
     """Have the image that ``name`` means in the store.  Raises OperationError, whose text says what to do.
 
     ``name`` is a registry reference, an image ID that is here, or one of the forms of spelling.py.  ``store`` is the
-    user's own if not given, ``platform`` this host's.  ``keep_blobs`` also stores the layers as they came, for ``save``
-    and ``push`` without the registry.  ``progress`` is called from several threads.
+    user's own if not given, ``platform`` this host's, ``settings`` what the user has set.  ``keep_blobs`` also stores
+    the layers as they came, for ``save`` and ``push`` without the registry.  ``progress`` is called from several
+    threads.
     """
     store = store or Store(images())
     wanted = Platform.parse(platform) if isinstance(platform, str) else platform or Platform.host()
@@ -58,9 +59,11 @@ def pull(
     if policy is PullPolicy.NEVER:
         raise StoreError("find image", name, f"not in the store for {wanted}", "pull it, or allow pulling")
     # What follows needs an HTTP client and a converter; what came before is in every start of a machine.
+    from .config_file import load_settings
     from .fetch import fetch
     from .open_source import open_source
 
+    settings = settings or load_settings().registries
     with open_source(name, settings=settings, spool=store.folder("tmp")) as source:
         return fetch(source, store, platform=wanted, progress=progress, keep_blobs=keep_blobs)
 
