@@ -134,6 +134,8 @@ def _described(store: Store, image: Image) -> dict[str, Any]:
                 "digest": layer.digest,
                 "size": layer.size,
                 "disk_size": layer.disk_size,
+                "data_size": layer.data_size,
+                "verity_root": layer.verity_root,
                 "path": str(layer.path),
             }
             for layer in image.layers

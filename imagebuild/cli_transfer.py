@@ -25,6 +25,7 @@ def add_commands(commands: Commands) -> None:
     pull.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="for another machine than this one")
     pull.add_argument("--policy", choices=["always", "missing", "never"], default="always", help="default: always")
     _add_keep_blobs(pull, "also keep the layers as they came, for save and push without the registry")
+    pull.add_argument("--verity", action="store_true", help="put a dm-verity hash tree behind each layer")
     _add_output(pull)
     pull.set_defaults(run=_pull)
 
@@ -97,6 +98,7 @@ def _pull(options: argparse.Namespace) -> int:
                 progress=report,
                 settings=settings.registries,
                 keep_blobs=keep,
+                verity=options.verity,
             )
         found.append(image)
     return _tell(options, found)

@@ -6,7 +6,7 @@ import os
 from contextlib import ExitStack
 
 from .image import Image, LayerRecord
-from .layer_store import LAYER_KIND, LayerJob
+from .layer_store import LAYER_KIND, VERITY_KIND, LayerJob
 from .lease import Needs
 from .parallel import Stop, run_all
 from .patch_store import patched
@@ -27,24 +27,28 @@ def fetch(
     platform: Platform | None = None,
     progress: Report = silent,
     keep_blobs: bool = False,
+    verity: bool = False,
 ) -> Image:
     """Bring a source's image into the store, and give it the names that the source has for it."""
     found = source.resolve(platform)
-    records = _records(found)
+    kind = VERITY_KIND if verity else LAYER_KIND
+    records = _records(found, kind)
     with ExitStack() as stack:
         stack.enter_context(store.lease(_needs(found, records)))
-        _fetch_layers(source, found, store, progress, keep_blobs)
+        _fetch_layers(source, found, store, kind, progress, keep_blobs=keep_blobs)
         records = patched(store, records, lambda key: stack.enter_context(store.lease(Needs(layers=frozenset([key])))))
         return store.add(
             found.manifest, found.config, records, digest=found.digest, origin=found.origin, names=found.names
         )
 
 
-def _fetch_layers(source: Source, found: SourceImage, store: Store, progress: Report, keep_blobs: bool) -> None:
+def _fetch_layers(
+    source: Source, found: SourceImage, store: Store, kind: str, progress: Report, *, keep_blobs: bool
+) -> None:
     stop = Stop()
     jobs = {
         (layer.digest if keep_blobs else diff_id): LayerJob(
-            store, layer, diff_id, source.blob, keep_blobs, stop, progress
+            store, layer, diff_id, kind, source.blob, keep_blobs, stop, progress
         )
         for layer, diff_id in zip(found.manifest.layers, found.config.diff_ids, strict=True)
     }
@@ -56,9 +60,9 @@ def _fetch_layers(source: Source, found: SourceImage, store: Store, progress: Re
     run_all([job.run for job in order], workers, stop)
 
 
-def _records(found: SourceImage) -> list[LayerRecord]:
+def _records(found: SourceImage, kind: str) -> list[LayerRecord]:
     return [
-        LayerRecord(diff_id, layer_key(diff_id, LAYER_KIND), layer.digest, layer.size, layer.media_type)
+        LayerRecord(diff_id, layer_key(diff_id, kind), layer.digest, layer.size, layer.media_type)
         for layer, diff_id in zip(found.manifest.layers, found.config.diff_ids, strict=True)
     ]
 

@@ -22,7 +22,8 @@ class Layer:
 
     ``digest``, ``size`` (bytes) and ``media_type`` are those of the blob it came from, ``diff_id`` is the digest of its
     tar stream, ``path`` the EROFS file.  A patch (patch.py) is a layer too: its ``diff_id`` says what it patches, and
-    it came from no blob, so its ``digest`` is empty.
+    it came from no blob, so its ``digest`` is empty.  ``data_size`` is the size of the file system in bytes; if
+    ``verity_root`` is set, a dm-verity hash tree with this root (hex) follows it in the file.
     """
 
     diff_id: str
@@ -30,10 +31,12 @@ class Layer:
     size: int
     media_type: str
     path: Path
+    data_size: int = 0
+    verity_root: str = ""
 
     @property
     def disk_size(self) -> int:
-        """Bytes of the EROFS file."""
+        """Bytes of the file, its hash tree included."""
         return self.path.stat().st_size
 
 
@@ -71,7 +74,8 @@ class LayerRecord:
     """One layer as an image's record names it.
 
     ``key`` is the name of its file, ``patch`` that of the file to be stacked right above it (patch.py), empty for
-    nearly all layers.
+    nearly all layers.  ``data_size`` is the size of the file system in bytes; if ``verity_root`` is set, a dm-verity
+    hash tree with this root (hex) follows it in the file.
     """
 
     diff_id: str
@@ -80,6 +84,8 @@ class LayerRecord:
     size: int
     media_type: str
     patch: str = ""
+    data_size: int = 0
+    verity_root: str = ""
 
 
 @dataclass(frozen=True)

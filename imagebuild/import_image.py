@@ -56,12 +56,13 @@ def import_image(
         blobs = frozenset([manifest.digest, digest_of(config), made.digest])
         with store.lease(Needs(layers=frozenset([key]), blobs=blobs)):
             if not store.layer_path(key).exists():
-                facts = LayerFacts.of(image, made.needs, made.tar_size, made.entries)
-                store.adopt_layer(image, key, facts.to_json())
+                store.adopt_layer(image, key, LayerFacts.of_layer(image, made).to_json())
             if keep_blobs:
                 store.adopt_blob(blob, made.digest)
             layer = manifest.layers[0]
-            record = LayerRecord(made.diff_id, key, layer.digest, layer.size, layer.media_type)
+            record = LayerRecord(
+                made.diff_id, key, layer.digest, layer.size, layer.media_type, data_size=made.image_size
+            )
             return store.add(manifest, parse_config(config), [record], names=names)
 
 

@@ -14,7 +14,7 @@ from isal import isal_zlib
 from .digest import hasher_for
 from .errors import LayerError
 from .files import explained
-from .layer import CONVERTER_VERSION, convert
+from .layer import CONVERTER_VERSION, ConvertedLayer, convert
 from .manifest import Descriptor
 from .parallel import Stop
 from .progress import Phase, Progress, Report
@@ -22,13 +22,18 @@ from .store import Store, layer_key
 from .tree import Needs
 
 OpenBlob = Callable[[Descriptor], AbstractContextManager[Iterator[bytes]]]
-LAYER_KIND = f"v{CONVERTER_VERSION}"  # the converter's version: what another one makes is another file
+# Kinds of layer files, which are part of their names: another version of the converter makes other files.
+LAYER_KIND = f"v{CONVERTER_VERSION}"
+VERITY_KIND = f"v{CONVERTER_VERSION}-verity"  # with a dm-verity hash tree behind the file system
 _READ = 1 << 20
 
 
 @dataclass(frozen=True)
 class LayerFacts:
     """What is written beside a converted layer: its size and CRC-32, to verify it by, and what it needs from below.
+
+    ``data_size`` is the size of the file system alone, and ``verity_root`` the root hash (hex) of the hash tree behind
+    it, if there is one.
 
     A CRC because it finds what disks do to files at a thirtieth of the cost of a cryptographic digest; who can write to
     the store can do anything anyway.
@@ -39,6 +44,8 @@ class LayerFacts:
     tar_size: int
     entries: int
     needs: Needs
+    data_size: int
+    verity_root: str = ""
 
     def to_json(self) -> bytes:
         """The facts as a file holds them; names are bytes, so they are written as Latin-1."""
@@ -50,13 +57,23 @@ class LayerFacts:
             "links": [[name.decode("latin-1"), target.decode("latin-1")] for name, target in self.needs.links],
             "parents": [name.decode("latin-1") for name in self.needs.parents],
             "opaque_root": self.needs.opaque_root,
+            "data_size": self.data_size,
+            "verity_root": self.verity_root,
         }
         return json.dumps(document).encode()
 
     @classmethod
-    def of(cls, image: Path, needs: Needs, tar_size: int = 0, entries: int = 0) -> LayerFacts:
-        """The facts of the finished file ``image``."""
-        return cls(image.stat().st_size, file_crc32(image), tar_size, entries, needs)
+    def of_layer(cls, image: Path, made: ConvertedLayer) -> LayerFacts:
+        """The facts of the finished layer file ``image``."""
+        size, crc32 = image.stat().st_size, file_crc32(image)
+        root = made.verity_root or ""
+        return cls(size, crc32, made.tar_size, made.entries, made.needs, made.image_size, root)
+
+    @classmethod
+    def of_patch(cls, image: Path) -> LayerFacts:
+        """The facts of the finished patch file ``image``."""
+        size = image.stat().st_size
+        return cls(size, file_crc32(image), 0, 0, Needs(), size)
 
     @classmethod
     def from_json(cls, raw: bytes) -> LayerFacts:
@@ -65,7 +82,15 @@ class LayerFacts:
         links = tuple((name.encode("latin-1"), target.encode("latin-1")) for name, target in document["links"])
         parents = tuple(name.encode("latin-1") for name in document["parents"])
         needs = Needs(links, parents, bool(document["opaque_root"]))
-        return cls(document["size"], document["crc32"], document["tar_size"], document["entries"], needs)
+        return cls(
+            document["size"],
+            document["crc32"],
+            document["tar_size"],
+            document["entries"],
+            needs,
+            document.get("data_size", document["size"]),
+            document.get("verity_root", ""),
+        )
 
 
 def file_crc32(path: Path) -> int:
@@ -85,6 +110,7 @@ class LayerJob:
     store: Store
     descriptor: Descriptor
     diff_id: str
+    kind: str
     open_blob: OpenBlob
     keep_blob: bool
     stop: Stop
@@ -93,7 +119,7 @@ class LayerJob:
     @property
     def key(self) -> str:
         """The name of the layer's file."""
-        return layer_key(self.diff_id, LAYER_KIND)
+        return layer_key(self.diff_id, self.kind)
 
     def run(self) -> None:
         """Have the layer, and its blob if that is to be kept, in the store when this returns."""
@@ -132,11 +158,15 @@ class LayerJob:
     def _convert(self, chunks: Iterator[bytes], image: Path) -> None:
         descriptor = self.descriptor
         converted = convert(
-            chunks, destination=image, digest=descriptor.digest, size=descriptor.size, diff_id=self.diff_id
+            chunks,
+            destination=image,
+            digest=descriptor.digest,
+            size=descriptor.size,
+            diff_id=self.diff_id,
+            verity=self.kind == VERITY_KIND,
         )
         self.stop.check()
-        facts = LayerFacts.of(image, converted.needs, converted.tar_size, converted.entries)
-        self.store.adopt_layer(image, self.key, facts.to_json())
+        self.store.adopt_layer(image, self.key, LayerFacts.of_layer(image, converted).to_json())
 
     def _verify(self, chunks: Iterator[bytes]) -> None:
         """Read a blob that is only kept, and hold it to its digest."""

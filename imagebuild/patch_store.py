@@ -20,10 +20,10 @@ PATCH_KIND = f"p{CONVERTER_VERSION}"
 
 
 def patched(store: Store, layers: list[LayerRecord], lease: Callable[[str], object]) -> list[LayerRecord]:
-    """The layers, lowest first, with the patches they need named; patches that are not there yet are made.
+    """The layers, lowest first, completed by what is known of their files, and by the patches that some need.
 
-    All layers are in the store.  ``lease`` is called with the name of each patch before it is made or relied on.  Of
-    layers that are there twice only the upper counts, as in ``ImageRecord.stack``.
+    All layers are in the store, patches are made if they are not.  ``lease`` is called with the name of each patch
+    before it is made or relied on.  Of layers that are there twice only the upper counts, as in ``ImageRecord.stack``.
     """
     keys: list[str] = []
     done = []
@@ -32,18 +32,19 @@ def patched(store: Store, layers: list[LayerRecord], lease: Callable[[str], obje
         patch = ""
         if not again:
             keys.append(layer.key)
-            needs = _needs(store, layer.key)
-            if needs and len(keys) > 1:
-                patch = _patch(store, keys, needs, lease)
+            facts = _facts(store, layer.key)
+            if facts.needs and len(keys) > 1:
+                patch = _patch(store, keys, facts.needs, lease)
             if patch:
                 keys.append(patch)
-        done.append(replace(layer, patch=patch))
+            layer = replace(layer, patch=patch, data_size=facts.data_size, verity_root=facts.verity_root)  # noqa: PLW2901
+        done.append(layer)
     return done
 
 
-def _needs(store: Store, key: str) -> Needs:
+def _facts(store: Store, key: str) -> LayerFacts:
     try:
-        return LayerFacts.from_json(store.facts_path(key).read_bytes()).needs
+        return LayerFacts.from_json(store.facts_path(key).read_bytes())
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
         remedy = "imagebuild verify --repair, then pull again"
         raise StoreError("read layer", key, f"its facts are damaged: {error}", remedy) from error
@@ -61,5 +62,5 @@ def _patch(store: Store, keys: list[str], needs: Needs, lease: Callable[[str], o
             image: Path = space / "patch.erofs"
             if not settle([store.layer_path(one) for one in keys], needs, image):
                 return ""
-            store.adopt_layer(image, key, LayerFacts.of(image, Needs()).to_json())
+            store.adopt_layer(image, key, LayerFacts.of_patch(image).to_json())
     return key

@@ -42,18 +42,19 @@ def pull(
     progress: Report = silent,
     settings: RegistrySettings | None = None,
     keep_blobs: bool = False,
+    verity: bool = False,
 ) -> Image:
     """Have the image that ``name`` means in the store.  Raises OperationError, whose text says what to do.
 
     ``name`` is a registry reference, an image ID that is here, or one of the forms of spelling.py.  ``store`` is the
     user's own if not given, ``platform`` this host's, ``settings`` what the user has set.  ``keep_blobs`` also stores
-    the layers as they came, for ``save`` and ``push`` without the registry.  ``progress`` is called from several
-    threads.
+    the layers as they came, for ``save`` and ``push`` without the registry.  ``verity`` puts a
+    dm-verity hash tree behind each layer.  ``progress`` is called from several threads.
     """
     store = store or Store(images())
     wanted = Platform.parse(platform) if isinstance(platform, str) else platform or Platform.host()
     if policy is PullPolicy.NEVER or (policy is PullPolicy.MISSING and not is_local(name)):
-        found = stored(store, name, wanted, keep_blobs=keep_blobs)
+        found = stored(store, name, wanted, keep_blobs=keep_blobs, verity=verity)
         if found:
             return found
     if policy is PullPolicy.NEVER:
@@ -65,10 +66,12 @@ def pull(
 
     settings = settings or load_settings().registries
     with open_source(name, settings=settings, spool=store.folder("tmp")) as source:
-        return fetch(source, store, platform=wanted, progress=progress, keep_blobs=keep_blobs)
+        return fetch(source, store, platform=wanted, progress=progress, keep_blobs=keep_blobs, verity=verity)
 
 
-def stored(store: Store, name: str, wanted: Platform, *, keep_blobs: bool = False) -> Image | None:
+def stored(
+    store: Store, name: str, wanted: Platform, *, keep_blobs: bool = False, verity: bool = False
+) -> Image | None:
     """The image of this name if the store has it whole and it is for this platform."""
     found = store.find(name)
     if found is None or not store.is_whole(found):
@@ -80,5 +83,7 @@ def stored(store: Store, name: str, wanted: Platform, *, keep_blobs: bool = Fals
     if architecture and not wanted.runs(found.config.platform):
         return None
     if keep_blobs and not all(store.has_blob(layer.digest) for layer in found.manifest.layers):
+        return None
+    if verity and not all(layer.verity_root for layer in found.layers if layer.digest):
         return None
     return found

@@ -241,7 +241,10 @@ class Store:
     def _image(self, name: str, record: ImageRecord, manifest: Manifest, config: ImageConfig) -> Image:
         layers = []
         for one in record.stack():
-            layers.append(Layer(one.diff_id, one.digest, one.size, one.media_type, self.layer_path(one.key)))
+            path = self.layer_path(one.key)
+            layers.append(
+                Layer(one.diff_id, one.digest, one.size, one.media_type, path, one.data_size, one.verity_root)
+            )
             if one.patch:
                 layers.append(Layer(key_digest(one.patch), "", 0, "", self.layer_path(one.patch)))
         return Image(name, record.manifest, manifest, config, tuple(layers), self._disk)

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from imagebuild import Image, Store, pull
+from imagebuild import Image, PullPolicy, Store, pull
 from imagebuild.collector import collect, remove
 from imagebuild.errors import ImageNameError, OperationError, StoreError
 from imagebuild.locks import locked, try_lock
@@ -111,6 +112,25 @@ def test_a_layer_that_needs_the_lower_ones_gets_a_patch(store: Store, tmp_path: 
     assert not store.is_whole(image)
     assert verify(store) != []
     assert store.is_whole(pull(f"oci:{folder}", store=store, platform="linux/amd64"))
+
+
+def test_a_hash_tree_on_request(store: Store, tmp_path: Path) -> None:
+    folder = write_layout(tmp_path / "layout", {"one": LAYERS})
+    name = f"oci:{folder}"
+    plain = pull(name, store=store, platform="linux/amd64")
+    assert {layer.verity_root for layer in plain.layers} == {""}
+    image = pull(name, store=store, platform="linux/amd64", verity=True)
+    for layer, bare in zip(image.layers, plain.layers, strict=True):
+        assert len(layer.verity_root) == 64
+        assert layer.data_size == bare.data_size == bare.disk_size < layer.disk_size
+        if veritysetup := shutil.which("veritysetup"):
+            paths = [str(layer.path), str(layer.path)]
+            command = [veritysetup, "verify", f"--hash-offset={layer.data_size}", *paths, layer.verity_root]
+            subprocess.run(command, check=True, capture_output=True)
+    assert image.disk() != plain.disk()
+    assert pull(name, store=store, policy=PullPolicy.NEVER, platform="linux/amd64", verity=True) == image
+    collect(store)
+    assert not store.is_whole(plain)
 
 
 def test_equal_stacks_share_a_disk(store: Store, tmp_path: Path) -> None:
