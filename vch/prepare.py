@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ def _image(options: RunOptions, settings: Settings) -> tuple[Image, Lease]:
             platform=options.platform,
             policy=PullPolicy(options.pull),
             progress=view,
-            settings=registry_settings(settings),
+            settings=registry_settings(os.environ),
         )
     finally:
         with suppress(OSError):  # a closed stderr is no reason to lose the image

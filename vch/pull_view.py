@@ -29,11 +29,12 @@ class PullView:
         """One layer has news.  From several threads."""
         with self._lock:
             self._layers[progress.digest] = (progress.done, progress.total)
-            if self._quiet or (progress.phase.name in ("PRESENT", "DONE") and not self._began):
+            if self._quiet or not (self._began or progress.phase.name in ("RUNNING", "WAITING")):
                 return
             if not self._began:
                 self._began = True
-                self._say(f"Unable to find image '{self._name}' locally\n")
+                if not self._terminal:
+                    self._say(f"{self._name}: fetching\n")
             if self._terminal and time.monotonic() - self._drawn > REDRAW_SECONDS:
                 self._drawn = time.monotonic()
                 self._say(f"\r{self._name}: {self._amount()}\x1b[K")

@@ -1,20 +1,17 @@
 """What the user has set: an option of the command, else an environment variable, else config.toml, else the default.
 
     # ~/.config/vch/config.toml (VCH_CONFIG: another file)
-    memory = "512m"             # VCH_MEMORY    of each machine, unless -m says otherwise
+    [machine]
+    memory = "512m"             # VCH_MEMORY      of each machine, unless -m says otherwise
     cpus = 2                    # VCH_CPUS
-    accelerator = "auto"        # VCH_ACCEL     auto, kvm or tcg
-    kernel = "pico"             # VCH_KERNEL    pico or debian-cloud; default: pico where it has been built
-    qemu = "qemu-system-x86_64" # VCH_QEMU      program to run
-    disk_size = "16g"           # VCH_DISK_SIZE most that a container can write
+    accelerator = "auto"        # VCH_ACCEL       auto, kvm or tcg
+    kernel = "pico"             # VCH_KERNEL      pico or debian-cloud; default: pico where it has been built
+    qemu = "qemu-system-x86_64" # VCH_QEMU        program to run
+    disk_size = "16g"           # VCH_DISK_SIZE   most that a container can write
     volume_size = "16g"         # VCH_VOLUME_SIZE of a volume that is made
 
-    [registries."registry.example:5000"]
-    insecure = true             # plain HTTP, or a certificate that nobody vouches for
-    ca_file = "/etc/ca.pem"     # authorities to trust besides the system's
-    mirrors = ["https://mirror.example"]
-
-The state folder is VCH_HOME, by default ~/.local/share/vch (imagebuild/home.py).
+The state folder is VCH_HOME, by default ~/.local/share/vch (imagebuild/home.py).  Other tables of the file are for
+images and registries; imagebuild/config_file.py reads them, and only when a registry is needed.
 """
 
 from __future__ import annotations
@@ -35,6 +32,7 @@ T = TypeVar("T")
 MIB = 1 << 20
 GIB = 1 << 30
 
+TABLE = "machine"  # of config.toml
 ACCELERATORS = ("auto", "kvm", "tcg")
 KERNELS = ("pico", "debian-cloud")
 
@@ -58,8 +56,6 @@ class Settings:
     qemu: str = qemu.PROGRAM
     disk_size: int = DISK_SIZE
     volume_size: int = DISK_SIZE
-    registries: Mapping[str, Any] | None = None
-    """The table as it stands in the file; `registry_settings` reads it when a registry is needed."""
 
     @property
     def state(self) -> Path:
@@ -70,7 +66,7 @@ class Settings:
 def load(environ: Mapping[str, str]) -> Settings:
     """The settings.  Raises SettingsError that names the key."""
     given = _Given(environ, _read(home.config_file(environ)))
-    return Settings(
+    settings = Settings(
         home=home.home(environ),
         memory=given.value("memory", "VCH_MEMORY", _size, DEFAULT_MEMORY),
         cpus=given.value("cpus", "VCH_CPUS", _count, DEFAULT_CPUS),
@@ -79,24 +75,18 @@ def load(environ: Mapping[str, str]) -> Settings:
         qemu=given.value("qemu", "VCH_QEMU", str, qemu.PROGRAM),
         disk_size=given.value("disk_size", "VCH_DISK_SIZE", _size, DISK_SIZE),
         volume_size=given.value("volume_size", "VCH_VOLUME_SIZE", _size, DISK_SIZE),
-        registries=given.rest(),
     )
+    given.refuse_rest()
+    return settings
 
 
-def registry_settings(settings: Settings) -> RegistrySettings:
-    """What the registry client wants to know."""
-    from imagebuild.settings import RegistrySettings
+def registry_settings(environ: Mapping[str, str]) -> RegistrySettings | None:
+    """What the registry client wants to know; None if the user has said nothing, which spares its reader's import."""
+    if not home.config_file(environ).exists() and "VCH_INSECURE_REGISTRIES" not in environ:
+        return None
+    from imagebuild.config_file import load_settings
 
-    tables = settings.registries or {}
-    for name, table in tables.items():
-        unknown = sorted(set(table) - {"insecure", "ca_file", "mirrors"}) if isinstance(table, dict) else ["(no table)"]
-        if unknown:
-            raise SettingsError("read settings", f'registries."{name}"', f"unknown key {unknown[0]}", _REMEDY)
-    return RegistrySettings(
-        mirrors={name: tuple(map(str, table["mirrors"])) for name, table in tables.items() if "mirrors" in table},
-        insecure=frozenset(name for name, table in tables.items() if table.get("insecure") is True),
-        ca_files={name: Path(str(table["ca_file"])) for name, table in tables.items() if "ca_file" in table},
-    )
+    return load_settings(environment=environ).registries
 
 
 class _Given:
@@ -107,7 +97,8 @@ class _Given:
 
     def value(self, key: str, variable: str, convert: Callable[[str], T], default: T) -> T:
         from_file = self._table.pop(key, None)
-        name, text = (variable, self._environ[variable]) if self._environ.get(variable) else (key, from_file)
+        from_environ = self._environ.get(variable)
+        name, text = (variable, from_environ) if from_environ else (f"{TABLE}.{key}", from_file)
         if text is None:
             return default
         try:
@@ -115,13 +106,10 @@ class _Given:
         except ValueError as error:
             raise SettingsError("read settings", name, str(error), _REMEDY) from error
 
-    def rest(self) -> Mapping[str, Any]:
-        registries = self._table.pop("registries", {})
+    def refuse_rest(self) -> None:
+        """What nobody asked for is a mistake of the user's."""
         if self._table:
-            raise SettingsError("read settings", sorted(self._table)[0], "no such setting", _REMEDY)
-        if not isinstance(registries, dict):
-            raise SettingsError("read settings", "registries", "not a table", _REMEDY)
-        return registries
+            raise SettingsError("read settings", f"{TABLE}.{min(self._table)}", "no such setting", _REMEDY)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -134,9 +122,12 @@ def _read(path: Path) -> dict[str, Any]:
     import tomllib  # 8 ms: only where there is a file to read
 
     try:
-        return tomllib.loads(text)
+        table = tomllib.loads(text).get(TABLE, {})
     except tomllib.TOMLDecodeError as error:
         raise SettingsError("read settings", str(path), str(error), "correct the file") from error
+    if not isinstance(table, dict):
+        raise SettingsError("read settings", TABLE, "not a table", _REMEDY)
+    return table
 
 
 def _size(text: str) -> int:
