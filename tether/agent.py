@@ -34,7 +34,7 @@ from tether.link.messages import (
 from tether.link.reactor import Reactor
 from tether.link.record import Record
 from tether.link.wire import Wire
-from tether.memory import oom_kills, resident_kib
+from tether.memory import collect_from_now_on, oom_kills, resident_kib
 from tether.pid1 import CHILD, STOPPING, kernel_release
 from tether.reaper import Reaper
 from tether.session import Running, Session
@@ -105,6 +105,7 @@ class Agent:
         self._run(lambda: PRIMARY not in self._waiting)
         if self.failure is not None:
             raise StepFailed(self.failure)
+        collect_from_now_on()
 
     def serve(self) -> Shutdown:
         """Serves until the VM is to end."""

@@ -12,10 +12,12 @@ import struct
 from tether import files
 from tether.faults import TetherError
 from tether.inside import open_inside
+from tether.modules import load_on_demand
 from tether.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, mount
 from tether.uevents import wait_for
 
 MOUNTED = "/m"
+DRIVERS = ("ata_piix", "ahci", "sr_mod", "isofs", "loop")
 _BLOCK = "/sys/block"
 _FILESYSTEM = "iso9660"
 _DESCRIPTOR_AT, _DESCRIPTOR_BYTES = 32768, 2048  # the primary volume descriptor (ECMA-119, 8.4)
@@ -34,6 +36,7 @@ _TRIES = 8  # another may take the device between the question which is free and
 
 def mount_medium(label: str) -> None:
     """Mounts the ISO of this label, awaited.  Raises TetherError that says which media there are instead."""
+    load_on_demand(*DRIVERS)
     node = wait_for(f"ISO with label {label}", lambda: _node(label), _inventory)
     os.mkdir(MOUNTED)
     try:

@@ -1,10 +1,17 @@
 """What the kernel says of memory."""
 
+import gc
 import os
 
 from tether import files
 
 _PAGE_KIB = os.sysconf("SC_PAGESIZE") // 1024
+
+
+def collect_from_now_on() -> None:
+    """Switches on the garbage collector, which /init has switched off.  What is there now stays and is not looked at."""
+    gc.freeze()
+    gc.enable()
 
 
 def resident_kib() -> int:

@@ -84,7 +84,7 @@ class TestElf:
 
 class TestImage:
     def entries(self, scratch: Path) -> list[cpio.Entry]:
-        return initramfs.entries(runtime.find_runtime(), ROOT, [], scratch)
+        return initramfs.entries(runtime.find_runtime(), ROOT, initramfs.Modules([], {}), scratch)
 
     def test_the_same_inputs_give_the_same_bytes(self, tmp_path: Path) -> None:
         assert cpio.archive(self.entries(tmp_path / "a")) == cpio.archive(self.entries(tmp_path / "b"))

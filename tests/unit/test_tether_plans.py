@@ -9,6 +9,7 @@ from tether.disks import BlockDevice, inventory, matching, partition_name, seria
 from tether.faults import TetherError, fault_of, one_line
 from tether.link.messages import Exited, Fault, Signalled
 from tether.memory import parse_oom_kills
+from tether.modules import parse_demand
 from tether.session import state_of
 from tether.spec import Disk, Host, Interface, Layer, Network, Root, Tmpfs
 from tether.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY
@@ -161,6 +162,12 @@ class TestFaults:
             fault = fault_of("serve", error)
         assert "test_tether_plans.py" in fault.object
         assert "bug" in fault.hint
+
+
+def test_modules_on_demand() -> None:
+    text = "isofs cdrom.ko isofs.ko\nsr_mod cdrom.ko sr_mod.ko\n\n"
+    assert parse_demand(text) == {"isofs": ["cdrom.ko", "isofs.ko"], "sr_mod": ["cdrom.ko", "sr_mod.ko"]}
+    assert parse_demand("") == {}
 
 
 def test_wait_status() -> None:
