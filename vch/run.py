@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from pathlib import Path
 
 from tether.link.messages import PRIMARY, Resize, Signal
 from tether.spec import Identity
@@ -112,6 +113,7 @@ class _Run:
                 with terminal.RawMode(0, options.tty and options.interactive):
                     session, started = machine.start(spec, self._stdio())
                     self._watch.lap("start", started.phases)
+                    self._watch.agent_kib = started.resident_kib
                     code = self._serve(machine, session, spec.stop_signal)
             finally:
                 for notice in machine.notices:
@@ -119,9 +121,18 @@ class _Run:
             self._watch.lap("run")
             self._end(machine)
         self._watch.lap("end")
-        if options.timing:
-            self._say(self._watch.report())
+        self._report()
         return code
+
+    def _report(self) -> None:
+        """Where the time went, for who asked for it."""
+        if self._options.timing:
+            self._say(self._watch.report())
+        if self._options.timing_file:
+            try:
+                Path(self._options.timing_file).write_text(self._watch.document())
+            except OSError as error:
+                self._say(f"write timing: {self._options.timing_file}: {error.strerror}")
 
     def _serve(self, machine: Machine, session: Session, stop_signal: int) -> int:
         """Until the process has ended and its output is written."""

@@ -42,6 +42,7 @@ FLAGS = (
     Flag("stop-signal", "", _V, "SIGNAL", "what asks the container to end (default: the image's, or TERM)"),
     Flag("stop-timeout", "", _V, "SECONDS", f"how long it then has before KILL (default {DEFAULT_STOP_SECONDS})"),
     Flag("timing", "", _S, "", "say at the end where the time went"),
+    Flag("timing-file", "", _V, "FILE", "write where the time went as JSON"),
     Flag("tmpfs", "", _L, "/PATH[:OPTIONS]", "mount a tmpfs"),
     Flag("tty", "t", _S, "", "give the container a terminal"),
     Flag("user", "u", _V, "NAME|UID[:GROUP|GID]", "who runs the command"),
@@ -82,6 +83,7 @@ class RunOptions:
     debug: bool = False
     quiet: bool = False
     timing: bool = False
+    timing_file: str | None = None
 
 
 class _Collected:
@@ -158,6 +160,7 @@ def parse_run(words: Sequence[str], environ: Mapping[str, str], debug: bool = Fa
         debug=debug or said.switch("debug"),
         quiet=said.switch("quiet"),
         timing=said.switch("timing"),
+        timing_file=said.value("timing-file", str),
     )
 
 

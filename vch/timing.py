@@ -1,7 +1,9 @@
-"""Where the time went, in one line."""
+"""Where the time went, in one line for people and as JSON for programs."""
 
 from __future__ import annotations
 
+import json
+import resource
 import time
 
 from tether.link.messages import Phase
@@ -13,6 +15,7 @@ class Stopwatch:
     def __init__(self) -> None:
         self.began = self._last = time.monotonic()
         self._laps: list[tuple[str, float, tuple[Phase, ...]]] = []
+        self.agent_kib = 0  # resident memory of tether when the session had started
 
     def lap(self, name: str, phases: tuple[Phase, ...] = ()) -> None:
         """What has passed since the last lap was `name`; the guest spent `phases` of it."""
@@ -27,3 +30,11 @@ class Stopwatch:
             inside = ", ".join(f"{phase.name} {phase.took_us / 1000:.0f} ms" for phase in phases)
             parts.append(f"{name} {seconds:.2f} s" + (f" ({inside})" if inside else ""))
         return f"{', '.join(parts)}; total {self._last - self.began:.2f} s"
+
+    def document(self) -> str:
+        """The same as JSON, in seconds, with the peak memory of QEMU (in KiB, once it has ended) and of tether."""
+        laps = {name: round(seconds, 6) for name, seconds, _ in self._laps}
+        guest = {phase.name: phase.took_us / 1e6 for _, _, phases in self._laps for phase in phases}
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # QEMU is by far the largest child
+        facts = {"laps": laps, "guest": guest, "total": round(self._last - self.began, 6)}
+        return json.dumps({**facts, "qemu_peak_kib": peak, "agent_kib": self.agent_kib}, indent=2) + "\n"
