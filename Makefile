@@ -9,7 +9,7 @@ BIN    := $(VENV)/bin
 IMAGE ?=
 CMD   ?=
 
-.PHONY: help run test test-unit test-vm lint bench fuzz pico setup clean
+.PHONY: help run test test-unit test-vm lint bench fuzz pico iso boot-iso setup clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,13 @@ fuzz: setup ## fuzz the link's decoder until stopped
 pico: setup ## build the pico kernel once (about 12 minutes on two cores); used as soon as it exists
 	@scripts/install-packages pico
 	@$(BIN)/python -m imagebuild.pico
+
+iso: setup ## write build/vch.iso: a kernel, the agent and IMAGE (or the demo image), for BIOS and UEFI
+	@scripts/make-iso build/vch.iso "$(IMAGE)"
+
+boot-iso: iso ## boot build/vch.iso under both firmwares and show what the container prints
+	@scripts/install-packages iso
+	@scripts/boot-iso build/vch.iso
 
 clean: ## remove what was made in this folder (the state folder stays)
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis bench.json

@@ -31,7 +31,7 @@ docker-archive:FILE[:NAME].  Images are kept in images/ below VCH_HOME (default:
 
 def make_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    from . import cli_disk, cli_store, cli_transfer
+    from . import cli_disk, cli_media, cli_store, cli_transfer
 
     parser = argparse.ArgumentParser(
         prog="imagebuild",
@@ -40,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (cli_transfer, cli_store, cli_disk):
+    for module in (cli_transfer, cli_store, cli_disk, cli_media):
         module.add_commands(commands)
     return parser
 

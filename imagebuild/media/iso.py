@@ -70,12 +70,21 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Piece:
+    """A content of so many bytes that begins at `block`."""
+
+    block: int
+    size: int
+    data: bytes | Path
+
+
+@dataclass(frozen=True)
 class IsoPlan:
-    """Where everything is.  `pieces` are block and content, in order of place; what is between them is zero."""
+    """Where everything is.  `pieces` are in order of place; what is between them is zero."""
 
     label: str
     blocks: int
-    pieces: tuple[tuple[int, Content], ...]
+    pieces: tuple[Piece, ...]
 
     @property
     def size(self) -> int:
@@ -113,38 +122,43 @@ def plan_iso(recipe: Recipe) -> IsoPlan:
     description = iso9660.Volume(label, recipe.epoch, blocks, start, efi)
     contents = {**bios, **shared, **recipe.files}
     pieces = [
-        (0, Content(hybrid.system_area(recipe.bootloader.disk_code, start, efi, blocks, identity))),
-        (iso9660.FIRST_BLOCK, Content(iso9660.metadata(places, description))),
-        (efi.block, Content(volume.head)),
-        *((places[name].block, content) for name, content in contents.items()),
-        (blocks - hybrid.TAIL_BLOCKS, Content(hybrid.tail(efi, blocks, identity))),
+        _piece(0, hybrid.system_area(recipe.bootloader.disk_code, start, efi, blocks, identity)),
+        _piece(iso9660.FIRST_BLOCK, iso9660.metadata(places, description)),
+        _piece(efi.block, volume.head),
+        *(Piece(place.block, place.size, contents[name].data) for name, place in places.items()),
+        _piece(blocks - hybrid.TAIL_BLOCKS, hybrid.tail(efi, blocks, identity)),
     ]
-    return IsoPlan(label, blocks, tuple(sorted(pieces, key=lambda piece: piece[0])))
+    return IsoPlan(label, blocks, tuple(sorted(pieces, key=lambda piece: piece.block)))
 
 
 def write_iso(plan: IsoPlan, path: Path) -> None:
     """Write an ISO, whole or not at all.  Raises MediaError for a file that changed, StoreError for a full disk."""
     with NewFile(path, "ISO") as file:
         os.ftruncate(file.fd, plan.size)
-        for block, content in plan.pieces:
-            os.lseek(file.fd, block * BLOCK, os.SEEK_SET)
-            _copy(content, file.fd)
+        for piece in plan.pieces:
+            os.lseek(file.fd, piece.block * BLOCK, os.SEEK_SET)
+            _copy(piece, file.fd)
         file.commit()
 
 
-def _copy(content: Content, into: int) -> None:
-    if isinstance(content.data, bytes):
-        view = memoryview(content.data)
+def _piece(block: int, data: bytes) -> Piece:
+    return Piece(block, len(data), data)
+
+
+def _copy(piece: Piece, into: int) -> None:
+    if isinstance(piece.data, bytes):
+        view = memoryview(piece.data)
         while view:
             view = view[os.write(into, view) :]
         return
-    left = content.size
-    with content.data.open("rb") as file:
-        while left:
-            sent = os.sendfile(into, file.fileno(), None, min(left, _COPY_BYTES))
-            if not sent:
-                raise MediaError("write ISO", str(content.data), "the file became shorter meanwhile", "try again")
+    with piece.data.open("rb") as file:
+        if os.fstat(file.fileno()).st_size != piece.size:
+            raise MediaError("write ISO", str(piece.data), "the file has changed meanwhile", "try again")
+        left = piece.size
+        while left and (sent := os.sendfile(into, file.fileno(), None, min(left, _COPY_BYTES))):
             left -= sent
+        if left:
+            raise MediaError("write ISO", str(piece.data), "the file became shorter meanwhile", "try again")
 
 
 def _efi_files(recipe: Recipe, line: str) -> dict[str, bytes]:

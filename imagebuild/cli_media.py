@@ -1,0 +1,81 @@
+"""The commands ``iso`` and ``ova``: media that machines start from."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .cli_common import Commands, add_command, user_store
+from .home import home
+
+if TYPE_CHECKING:
+    from .media.build import Wish
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the commands of this module."""
+    iso = add_command(commands, "iso", "write an ISO that starts on BIOS and UEFI, as CD-ROM and as disk",
+                      "iso -o app.iso --image debian:12-slim --spec spec.json")
+    _add_shared(iso, "app.iso")
+    iso.set_defaults(run=_iso)
+
+
+def _add_shared(parser: argparse.ArgumentParser, example: str) -> None:
+    from .media.build import DEFAULT_MEDIUM
+
+    parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help=f"such as {example}")
+    parser.add_argument("--image", metavar="IMAGE", help="bring this image along, and run it without an appliance")
+    parser.add_argument("--spec", metavar="FILE", type=Path, help="what to run, as JSON; see docs/iso.md")
+    parser.add_argument("--kernel", choices=("pico", "debian-cloud"), help="default: pico if built")
+    parser.add_argument("--append", metavar="WORD", action="append", default=[], help="add to the kernel command line")
+    parser.add_argument("--max-size", metavar="SIZE", type=_medium, default=DEFAULT_MEDIUM,
+                        help=f"what the medium holds: cd, dvd, dvd-dl, bd, 700M, 8G; default: {DEFAULT_MEDIUM}")
+
+
+def _medium(text: str) -> int:
+    from .media.build import medium_size
+
+    try:
+        return medium_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _iso(options: argparse.Namespace) -> int:
+    from .media.build import plan
+    from .media.iso import write_iso
+
+    with _wished(options) as wish:
+        planned = plan(wish, home(), _tell)
+        write_iso(planned, options.output)
+    print(f"{options.output}: {planned.size:,} bytes, label {planned.label}")
+    return 0
+
+
+@contextmanager
+def _wished(options: argparse.Namespace) -> Iterator[Wish]:
+    """What the options ask for; pulls the image, and keeps it from the collector meanwhile."""
+    from .cli_output import shown_progress
+    from .config_file import load_settings
+    from .media.appliance import read_given
+    from .media.build import Wish
+    from .pulling import pull
+
+    spec = read_given(options.spec) if options.spec else None
+    with ExitStack() as stack:
+        image = None
+        if options.image:
+            store = user_store()
+            with shown_progress(quiet=False) as progress:
+                image = pull(options.image, store=store, progress=progress, settings=load_settings().registries)
+            stack.callback(store.pin(image).release)
+        yield Wish(image, spec, options.kernel, tuple(options.append), options.max_size)
+
+
+def _tell(phase: str) -> None:
+    """Phases go to standard error, so that the output can be used by scripts."""
+    print(phase, file=sys.stderr)
