@@ -89,7 +89,7 @@ def _ls(options: argparse.Namespace) -> int:
                 "digest": image.digest,
                 "platform": str(image.config.platform),
                 "created": image.config.created,
-                "layers": len(image.layers),
+                "layers": len(image.manifest.layers),
                 "size": size,
             }
         )

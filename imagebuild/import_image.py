@@ -49,7 +49,7 @@ def import_image(
         blob, image = space / "blob", space / "layer.erofs"
         chunks = _head_first(file)
         suffix = _SUFFIXES[detect(next(chunks))]
-        made = convert(_kept(chunks, blob), destination=image)
+        made = convert(_kept(chunks, blob) if keep_blobs else chunks, destination=image)
         config = _config(made, wanted, settings, comment, time.time() if now is None else now)
         manifest = _manifest(config, made, OCI_LAYER + suffix)
         key = layer_key(made.diff_id, LAYER_KIND)

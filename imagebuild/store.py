@@ -183,6 +183,8 @@ class Store:
         """Record an image whose layers are there (and leased), and give it ``names``."""
         digest = self.put_blob(manifest.raw, digest or manifest.digest)
         self.put_blob(config.raw, manifest.config.digest)
+        # A copy that came in an archive does not make the registry forget the image.
+        origin = origin or self._known_origin(digest)
         record = ImageRecord(digest, manifest.config.digest, tuple(layers), origin, time.time())
         names = list(names)
         with explained("record image", digest), self.lock():
@@ -237,6 +239,12 @@ class Store:
             return ImageRecord.from_json(self.record_path(digest).read_bytes(), digest)
         except FileNotFoundError:
             raise StoreError("read image", digest, "not in the store", "pull it") from None
+
+    def _known_origin(self, digest: str) -> str:
+        try:
+            return self._record(digest).origin
+        except StoreError:
+            return ""
 
     def _image(self, name: str, record: ImageRecord, manifest: Manifest, config: ImageConfig) -> Image:
         layers = []

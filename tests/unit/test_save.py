@@ -116,6 +116,16 @@ def test_layers_that_were_not_kept_are_fetched_again(registry: FakeRegistry, sto
     assert {"blobs/sha256/" + digest_of(layer)[7:] for layer in fake.layers} <= names
 
 
+def test_loading_a_copy_does_not_lose_the_origin(registry: FakeRegistry, store: Store, tmp_path: Path) -> None:
+    registry.add_image("app", LAYERS)
+    image = pull(f"{registry.address}/app", store=store, platform="linux/amd64")
+    origin = store.record(image).origin
+    save(store, [image], tmp_path / "saved")
+    again = pull(f"docker-archive:{tmp_path / 'saved'}", store=store, platform="linux/amd64")
+    assert again.digest == image.digest
+    assert store.record(again).origin == origin != ""
+
+
 def test_a_layer_that_changed_meanwhile_spoils_nothing(registry: FakeRegistry, store: Store, tmp_path: Path) -> None:
     fake = registry.add_image("app", LAYERS)
     image = pull(f"{registry.address}/app", store=store, platform="linux/amd64")
