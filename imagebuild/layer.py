@@ -26,9 +26,10 @@ from imagebuild.erofs import xattr_body
 from imagebuild.erofs_writer import ErofsWriter
 from imagebuild.errors import LayerError
 from imagebuild.limits import Limits
+from imagebuild.needs import Needs
 from imagebuild.newfile import NewFile
 from imagebuild.tarstream import TarStream
-from imagebuild.tree import Needs, Tree
+from imagebuild.tree import Tree
 from imagebuild.verity import append_tree
 
 #: Raised whenever the image made from the same layer changes, so that stores make theirs anew.
@@ -106,10 +107,17 @@ def convert(
     subject = digest or diff_id or "the layer"
     with NewFile(destination, subject) as file:
         writer = ErofsWriter(file, limits)
-        tar = _Counted(_bounded(decompress(iter(blob), media), blob, limits), _algorithm(diff_id))
-        tree, needs = _fill(writer, iter(tar), limits)
-        for _ in blob:
-            pass  # the padding behind the compressed data counts for the digest
+        incoming = iter(blob)
+        tar = _Counted(_bounded(decompress(incoming, media), blob, limits), _algorithm(diff_id))
+        try:
+            tree, needs = _fill(writer, iter(tar), limits)
+        except LayerError:
+            if size is not None:
+                # A blob that was damaged on its way is not the image's fault: its digest knows.
+                _drain(incoming)
+                _verify(blob, digest, size, subject)
+            raise
+        _drain(incoming)  # what stands behind the compressed data counts for the digest
         _verify(blob, digest, size, subject)
         _verify_diff_id(tar, diff_id, subject)
         try:
@@ -150,6 +158,11 @@ def _fill(writer: ErofsWriter, chunks: Iterator[bytes], limits: Limits) -> tuple
             raise _refused(entry, str(error)) from None
     stream.drain()
     return tree, tree.finish()
+
+
+def _drain(chunks: Iterator[bytes]) -> None:
+    for _ in chunks:
+        pass
 
 
 def _flushed(chunks: Iterator[bytes], writer: ErofsWriter) -> Iterator[bytes]:

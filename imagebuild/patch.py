@@ -26,9 +26,10 @@ from imagebuild.erofs_reader import ErofsReader, Inode
 from imagebuild.erofs_writer import ErofsWriter
 from imagebuild.errors import LayerError
 from imagebuild.limits import Limits
+from imagebuild.needs import Needs
 from imagebuild.newfile import NewFile
 from imagebuild.overlay import Found, Overlay
-from imagebuild.tree import MAX_LINKS, OPAQUE_WHITEOUT, OPAQUE_XATTR, Needs, Tree
+from imagebuild.tree import MAX_LINKS, OPAQUE_WHITEOUT, OPAQUE_XATTR, Tree
 
 _LABEL = b"patch"
 

@@ -14,13 +14,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-
 from imagebuild.entry import NO_XATTRS, Entry, Kind
 from imagebuild.limits import NAME_MAX, Limits
+from imagebuild.needs import Needs as Needs  # who finishes a tree gets one
 
 _WHITEOUT = b".wh."
 OPAQUE_WHITEOUT = b".wh..wh..opq"
@@ -98,39 +94,6 @@ OPAQUE_XATTR = b"trusted.overlay.opaque"
 _OVERLAY_XATTR = b"trusted.overlay."
 
 
-@dataclass(frozen=True)
-class Needs:
-    """What can only be settled with the lower layers at hand.  Paths are clean and relative to the root."""
-
-    #: (name, target): `name` is to be the same file as `target`, which is in a lower layer.
-    links: tuple[tuple[bytes, bytes], ...] = ()
-    #: Directories that entries lie in but no entry describes, parents first.  The root is never among them: its
-    #: attributes come from the writable layer on top.
-    parents: tuple[bytes, ...] = ()
-    #: An opaque whiteout of the root: overlayfs has no such thing.
-    opaque_root: bool = False
-
-    def __bool__(self) -> bool:
-        return bool(self.links or self.parents or self.opaque_root)
-
-    def to_json(self) -> dict[str, Any]:
-        """As values that `json` can keep; bytes that are no UTF-8 become lone surrogates."""
-        return {
-            "links": [[os.fsdecode(name), os.fsdecode(target)] for name, target in self.links],
-            "parents": [os.fsdecode(path) for path in self.parents],
-            "opaque_root": self.opaque_root,
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Needs:
-        """What `to_json` made."""
-        return cls(
-            tuple((os.fsencode(name), os.fsencode(target)) for name, target in value["links"]),
-            tuple(os.fsencode(path) for path in value["parents"]),
-            bool(value["opaque_root"]),
-        )
-
-
 class Tree:
     """The layer's files so far.  Methods raise `ValueError` with a cause; the caller knows which entry it was."""
 
@@ -138,6 +101,7 @@ class Tree:
         self.root = Directory(_IMPLICIT, implicit=True)
         #: Nodes made, whiteouts and implied directories included.
         self.entries = 0
+        self._metadata = 0
         self._limits = limits
         self._cache: dict[bytes, Directory] = {}
         self._with_whiteouts: list[Directory] = []
@@ -149,11 +113,15 @@ class Tree:
         """Apply *entry*.  Returns the new node when it is a regular file, whose data the caller places."""
         self._count()
         path = entry.name
+        self._metadata += len(path) + len(entry.link)
+        if self._metadata > self._limits.metadata_bytes:
+            raise ValueError(f"names and attributes of its files have more than {self._limits.metadata_bytes} bytes")
         if _AUFS in path and _is_bookkeeping(path):
             return None
         parent, name = self._place(path)
         if entry.xattrs:
             entry = entry._replace(xattrs=_without_overlay(entry.xattrs))
+            self._metadata += sum(len(name) + len(value) for name, value in entry.xattrs.items())
         kind = entry.kind
         if not name:
             self._set_root(entry)

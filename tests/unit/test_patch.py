@@ -16,8 +16,8 @@ import pytest
 from imagebuild.erofs_reader import ErofsReader
 from imagebuild.errors import LayerError
 from imagebuild.layer import convert
+from imagebuild.needs import Needs
 from imagebuild.patch import settle
-from imagebuild.tree import Needs
 from tests import torture
 from tests.judges import Seen, fsck, needs_mount, needs_tool, snapshot, stacked
 
