@@ -16,6 +16,7 @@ import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from zlib import crc32
 
 from vch import qemu
 from vch.console import Console
@@ -25,7 +26,7 @@ from vch.qemu_process import REMEDY_INSTALL, QemuProcess, channel
 
 KVM_DEVICE = Path("/dev/kvm")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-VERDICT_FILE = "accelerator.json"
+VERDICT_PREFIX = "accelerator-"
 PROBE_SECONDS = 2.0  # a working KVM needs 0.3 s for this, on a busy host 1 s
 PROBE_MEMORY_MIB = 96  # enough for any kernel to reach the search for its root
 PROBE_PROOF = "Kernel panic"  # only a kernel that runs can say so
@@ -88,9 +89,9 @@ def probe(kernel: Path, program: str, seconds: float = PROBE_SECONDS) -> Verdict
 
 
 def recall(state: Path, key: _Key) -> Verdict | None:
-    """The remembered verdict, if it is about the same host, QEMU and kernel."""
+    """The remembered verdict on this host boot, QEMU and kernel."""
     try:
-        saved = json.loads((state / VERDICT_FILE).read_text(encoding="utf-8"))
+        saved = json.loads(_verdict_file(state, key).read_text(encoding="utf-8"))
         if saved["key"] != asdict(key):
             return None
         return Verdict(Accelerator(saved["accelerator"]), str(saved["reason"]))
@@ -101,13 +102,26 @@ def recall(state: Path, key: _Key) -> Verdict | None:
 def remember(state: Path, key: _Key, verdict: Verdict) -> None:
     """Keeps a verdict; a state folder that cannot be written only costs the next start two seconds."""
     record = {"key": asdict(key), "accelerator": verdict.accelerator.value, "reason": verdict.reason}
-    fresh = state / f".{VERDICT_FILE}.{os.getpid()}"
+    file = _verdict_file(state, key)
+    fresh = state / f".{file.name}.{os.getpid()}"
     try:
         state.mkdir(parents=True, exist_ok=True)
         fresh.write_text(json.dumps(record), encoding="utf-8")
-        fresh.replace(state / VERDICT_FILE)
+        fresh.replace(file)
+        _forget_other_boots(state, key)
     except OSError:
         fresh.unlink(missing_ok=True)
+
+
+def _verdict_file(state: Path, key: _Key) -> Path:
+    """One file for each pair of QEMU and kernel, so that two kernels can take turns."""
+    return state / f"{VERDICT_PREFIX}{key.boot_id}-{crc32(f'{key.qemu} {key.kernel}'.encode()):08x}.json"
+
+
+def _forget_other_boots(state: Path, key: _Key) -> None:
+    for file in state.glob(f"{VERDICT_PREFIX}*.json"):
+        if not file.name.startswith(f"{VERDICT_PREFIX}{key.boot_id}-"):
+            file.unlink(missing_ok=True)
 
 
 def _obstacle() -> str:

@@ -1,0 +1,63 @@
+"""`make bench`: measures, prints tables, writes JSON.
+
+    python -m tests.bench [--only boot,layer] [--runs 5] [--output bench.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from imagebuild.home import home
+from tests.bench.bench_boot import bench_boot
+from tests.bench.bench_layer import bench_layer
+from tests.bench.measure import Report, show
+from tests.debian_image import CannotBuild, cache_folder
+
+DEFAULT_RUNS = 5  # the median of five is stable to a few per cent where CPU seconds are counted
+
+
+def _boot(report: Report, runs: int) -> None:
+    with tempfile.TemporaryDirectory(prefix="vch-bench-") as scratch:
+        bench_boot(home(os.environ), Path(scratch), runs, report)
+    show("cold boot: `vch run IMAGE echo x` beside a C program as PID 1 of the same VM", report.tables["cold boot"])
+
+
+def _layer(report: Report, runs: int) -> None:
+    folder = cache_folder() / "bench"
+    folder.mkdir(parents=True, exist_ok=True)
+    report.tables["layer"] = bench_layer(folder, runs)
+
+
+BENCHES: dict[str, Callable[[Report, int], None]] = {"boot": _boot, "layer": _layer}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("--only", default=",".join(BENCHES), help=f"which: {', '.join(BENCHES)} (default: all)")
+    parser.add_argument("--runs", type=int, default=DEFAULT_RUNS, help="measured runs of each case")
+    parser.add_argument("--output", type=Path, help="write everything as JSON there")
+    options = parser.parse_args()
+    report = Report()
+    for name in options.only.split(","):
+        if name not in BENCHES:
+            parser.error(f"no such bench: {name} (there are {', '.join(BENCHES)})")
+        try:
+            BENCHES[name](report, options.runs)
+        except CannotBuild as reason:
+            print(f"{name}: not measured here: {reason}", file=sys.stderr)
+    for name, value in sorted(report.ratios.items()):
+        print(f"{name}: {value:.2f}")
+    for name, value in sorted(report.facts.items()):
+        print(f"{name}: {value}")
+    if options.output:
+        report.write(options.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

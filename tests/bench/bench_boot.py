@@ -1,0 +1,134 @@
+"""What a cold `vch run` costs beside its floor: the same kernel, devices and firmware with a C program as PID 1."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from imagebuild import cpio
+from imagebuild.demo import write_demo
+from imagebuild.initramfs import build_initramfs
+from imagebuild.kernel import choose as choose_kernel
+from imagebuild.pulling import PullPolicy, pull
+from imagebuild.store import Store
+from tests.bench.measure import RUN_SECONDS, Report, Row, Sample, alternate, ratio, run_command
+from vch import accel, qemu
+from vch.boot_plan import boot_files, find_firmware, kernel_arguments
+from vch.disks import DiskSet
+from vch.settings import DEFAULT_CPUS, DEFAULT_MEMORY, DISK_SIZE, MIB
+
+ROOT = Path(__file__).parents[2]
+VCH = ROOT / ".venv/bin/vch"
+FLOOR_SOURCE = Path(__file__).with_name("floor_init.c")
+KERNELS = ("debian-cloud", "pico")
+
+
+def bench_boot(home: Path, scratch: Path, runs: int, report: Report) -> None:
+    """Adds a table for each kernel that is there, the ratios to their floors, and sizes."""
+    layout = home / "demo"
+    write_demo(layout)
+    image = f"oci:{layout}:demo"
+    floor = _floor_initramfs(scratch)
+    cases: dict[str, Callable[[], Sample]] = {}
+    for name in KERNELS:
+        kernel = choose_kernel(home, name if name != "pico" else None)
+        if kernel.name != name:
+            continue
+        initramfs = build_initramfs(kernel, home)
+        report.facts[f"{name}: kernel bytes"] = kernel.image.stat().st_size
+        report.facts[f"{name}: initramfs bytes"] = initramfs.size
+        cases[f"{name}: floor"] = _floor(home, image, name, floor)
+        cases[f"{name}: vch run true"] = _run(home, image, name, scratch)
+    rows = alternate(cases, runs)
+    report.tables["cold boot"] = rows
+    for name in KERNELS:
+        if f"{name}: floor" in cases:
+            report.ratios[f"{name}: vch run / floor"] = ratio(rows, f"{name}: vch run true", f"{name}: floor")
+    report.facts["agent resident MiB"] = _agent_mib(rows)
+
+
+def _run(home: Path, image: str, kernel: str, scratch: Path) -> Callable[[], Sample]:
+    """The whole command, as a user runs it; "first" is when the first byte of output arrived."""
+    timing = scratch / "timing.json"
+    environment = {**os.environ, "VCH_HOME": str(home), "VCH_KERNEL": kernel}
+
+    def case() -> Sample:
+        command = [str(VCH), "run", "--timing-file", str(timing), image, "echo", "x"]
+        before = os.times()
+        began = time.monotonic()
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.read(1)
+            first = time.monotonic() - began
+            process.wait(RUN_SECONDS)
+        wall, after = time.monotonic() - began, os.times()
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command)
+        cpu = after.children_user + after.children_system - before.children_user - before.children_system
+        told = json.loads(timing.read_text())
+        extra = {"first": first, **told["laps"], "agent MiB": told["agent_kib"] / 1024}
+        return Sample(cpu, wall, told["qemu_peak_kib"] / 1024, extra)
+
+    return case
+
+
+def _floor(home: Path, image: str, kernel_name: str, initramfs: Path) -> Callable[[], Sample]:
+    """QEMU as `vch run` starts it, with the C program."""
+    program = accel.find_qemu()
+    kernel = choose_kernel(home, kernel_name)
+    verdict = accel.choose("auto", home / "state", kernel.pvh or kernel.image, program)
+    words = kernel_arguments(kernel, verdict.accelerator, DEFAULT_CPUS, debug=False)
+    boot = boot_files(kernel, initramfs, words, find_firmware(program))
+    disk = pull(image, store=Store(home / "images"), policy=PullPolicy.MISSING).disk()
+
+    def case() -> Sample:
+        with ExitStack() as held:
+            disks = DiskSet(home)
+            held.callback(disks.close)
+            disks.add_image("image", disk)
+            disks.add_unnamed("top", DISK_SIZE)
+            config = qemu.MachineConfig(
+                name="floor",
+                accelerator=verdict.accelerator,
+                memory_mib=DEFAULT_MEMORY // MIB,
+                cpus=DEFAULT_CPUS,
+                boot=boot,
+                drives=tuple(disks.drives),
+                network=qemu.UserNetwork("02:00:00:00:00:01"),
+                fd_sets=disks.fd_sets,
+            )
+            null = os.open(os.devnull, os.O_RDWR)
+            held.callback(os.close, null)
+            command = _with_null_channels(qemu.command_line(config, qemu.Channels(null, null, null), program))
+            return run_command(command, pass_fds=tuple(config.fd_sets.values()), stdin=subprocess.DEVNULL)
+
+    return case
+
+
+def _with_null_channels(command: list[str]) -> list[str]:
+    """The same devices with nobody at the other end: chardevs that swallow everything, no monitor."""
+    words = []
+    for word in command:
+        if word.startswith("socket,id="):
+            words.append("null," + word.split(",")[1])
+        else:
+            words.append(word)
+    return words
+
+
+def _floor_initramfs(scratch: Path) -> Path:
+    program = scratch / "floor-init"
+    subprocess.run(["gcc", "-static", "-Os", "-s", "-o", program, FLOOR_SOURCE], check=True, timeout=RUN_SECONDS)
+    content = [cpio.file("init", program.read_bytes(), 0o755), cpio.character_device("dev/console", 5, 1)]
+    archive = scratch / "floor.cpio"
+    archive.write_bytes(cpio.archive(content))
+    return archive
+
+
+def _agent_mib(rows: list[Row]) -> float:
+    return max(row.extra.get("agent MiB", 0.0) for row in rows)
