@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
-from imagebuild.errors import LayerError
+from .errors import LayerError
 
 
 class ByteStream:

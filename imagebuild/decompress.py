@@ -12,7 +12,7 @@ from typing import BinaryIO, cast
 import zstandard
 from isal import igzip_lib
 
-from imagebuild.errors import LayerError
+from .errors import LayerError
 
 #: What is read from a source at once, and what comes out at once.  Large enough that Python's share is small, small
 #: enough to stay in the processor's second-level cache on the way from one step to the next.

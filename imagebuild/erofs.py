@@ -10,9 +10,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Mapping
 
-from imagebuild import crc32c
-from imagebuild.entry import Kind
-from imagebuild.tree import Node
+from . import crc32c
+from .entry import Kind
+from .tree import Node
 
 BLOCK_BITS = 12
 BLOCK = 1 << BLOCK_BITS

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from imagebuild import erofs
-from imagebuild.entry import Kind
-from imagebuild.erofs import BLOCK, COMPACT_SIZE, EXTENDED_SIZE, SLOT
-from imagebuild.tree import Directory, Node
+from . import erofs
+from .entry import Kind
+from .erofs import BLOCK, COMPACT_SIZE, EXTENDED_SIZE, SLOT
+from .tree import Directory, Node
 
 #: Blocks with room left that the next inode may go to.  More would pack no better and take longer to search.
 _OPEN_BLOCKS = 8

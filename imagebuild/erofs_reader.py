@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagebuild import erofs
-from imagebuild.entry import Entry, Kind, Segment
-from imagebuild.erofs import BLOCK
-from imagebuild.errors import StoreError
-from imagebuild.files import explained
-from imagebuild.tree import OPAQUE_XATTR
+from . import erofs
+from .entry import Entry, Kind, Segment
+from .erofs import BLOCK
+from .errors import StoreError
+from .files import explained
+from .tree import OPAQUE_XATTR
 
 _PIECE = 1 << 20
 _KINDS = {bits: kind for kind, bits in erofs.FILE_TYPE_BITS.items()}
@@ -59,6 +59,8 @@ class ErofsReader:
 
     def __init__(self, path: Path) -> None:
         with explained("read the image", str(path)), open(path, "rb") as file:
+            if path.stat().st_size < BLOCK:
+                raise StoreError("read the image", str(path), "it is empty", "remove it and pull again")
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         fields = erofs.SUPERBLOCK.unpack_from(self._map, erofs.SUPERBLOCK_OFFSET)
         if fields[0] != erofs.MAGIC or fields[3] != erofs.BLOCK_BITS:

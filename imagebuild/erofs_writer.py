@@ -18,13 +18,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from imagebuild import erofs
-from imagebuild.entry import NO_XATTRS, Segment
-from imagebuild.erofs import BLOCK, EXTENDED_SIZE
-from imagebuild.erofs_inodes import InodeTable, Style
-from imagebuild.limits import MIB, Limits
-from imagebuild.newfile import NewFile
-from imagebuild.tree import Directory, Node
+from . import erofs
+from .entry import NO_XATTRS, Segment
+from .erofs import BLOCK, EXTENDED_SIZE
+from .erofs_inodes import InodeTable, Style
+from .limits import MIB, Limits
+from .newfile import NewFile
+from .tree import Directory, Node
 
 #: Bytes that wait in memory for their inodes to be written: file tails, chunk maps, extended attributes.
 TAIL_BUDGET = 16 * MIB

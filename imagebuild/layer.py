@@ -18,19 +18,19 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 from uuid import UUID
 
-from imagebuild.bytestream import ByteStream
-from imagebuild.decompress import INPUT_CHUNK, Compression, decompress
-from imagebuild.digest import digest_problem
-from imagebuild.entry import Entry
-from imagebuild.erofs import xattr_body
-from imagebuild.erofs_writer import ErofsWriter
-from imagebuild.errors import LayerError
-from imagebuild.limits import Limits
-from imagebuild.needs import Needs
-from imagebuild.newfile import NewFile
-from imagebuild.tarstream import TarStream
-from imagebuild.tree import Tree
-from imagebuild.verity import append_tree
+from .bytestream import ByteStream
+from .decompress import INPUT_CHUNK, Compression, decompress
+from .digest import digest_problem
+from .entry import Entry
+from .erofs import xattr_body
+from .erofs_writer import ErofsWriter
+from .errors import LayerError
+from .limits import Limits
+from .needs import Needs
+from .newfile import NewFile
+from .tarstream import TarStream
+from .tree import Tree
+from .verity import append_tree
 
 #: Raised whenever the image made from the same layer changes, so that stores make theirs anew.
 CONVERTER_VERSION = 1

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from imagebuild.entry import Kind
-from imagebuild.erofs_reader import ErofsReader, Inode
-from imagebuild.tree import MAX_LINKS
+from .entry import Kind
+from .erofs_reader import ErofsReader, Inode
+from .tree import MAX_LINKS
 
 
 @dataclass(frozen=True)

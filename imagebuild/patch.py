@@ -17,19 +17,20 @@ A patch depends on all layers up to its own, so it is kept by chain ID, where a 
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from imagebuild.entry import NO_XATTRS, Entry, Kind
-from imagebuild.erofs_reader import ErofsReader, Inode
-from imagebuild.erofs_writer import ErofsWriter
-from imagebuild.errors import LayerError
-from imagebuild.limits import Limits
-from imagebuild.needs import Needs
-from imagebuild.newfile import NewFile
-from imagebuild.overlay import Found, Overlay
-from imagebuild.tree import MAX_LINKS, OPAQUE_WHITEOUT, OPAQUE_XATTR, Tree
+from .entry import NO_XATTRS, Entry, Kind
+from .erofs_reader import ErofsReader, Inode
+from .erofs_writer import ErofsWriter
+from .errors import LayerError, StoreError
+from .limits import Limits
+from .needs import Needs
+from .newfile import NewFile
+from .overlay import Found, Overlay
+from .tree import MAX_LINKS, OPAQUE_WHITEOUT, OPAQUE_XATTR, Tree
 
 _LABEL = b"patch"
 
@@ -41,6 +42,17 @@ def settle(images: Sequence[Path], needs: Needs, destination: Path) -> int:
     0 if there is nothing to settle after all; no file is written then.  Raises `LayerError` if a link leads nowhere,
     `StoreError` if a file cannot be read or written.
     """
+    try:
+        return _settle(images, needs, destination)
+    except ValueError as error:
+        raise LayerError("settle the layer", str(destination), str(error), "have the image rebuilt") from None
+    except (LookupError, struct.error) as error:
+        raise StoreError(
+            "read the image", str(images[-1]), f"it or one below it is damaged ({error})", "remove it and pull again"
+        ) from error
+
+
+def _settle(images: Sequence[Path], needs: Needs, destination: Path) -> int:
     with ExitStack() as stack:
         readers = [stack.enter_context(ErofsReader(path)) for path in images]
         file = stack.enter_context(NewFile(destination, "patch of a layer"))

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from imagebuild.entry import Segment
-from imagebuild.pax import decimal
-from imagebuild.tarheader import BLOCK, number
+from .entry import Segment
+from .pax import decimal
+from .tarheader import BLOCK, number
 
 _OLD_MAP_OFFSET, _OLD_MAP_SLOTS = 386, 4
 _OLD_EXTENDED_FLAG, _OLD_REAL_SIZE = 482, slice(483, 495)

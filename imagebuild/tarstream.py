@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
-from imagebuild import pax, tarsparse
-from imagebuild.bytestream import ByteStream
-from imagebuild.entry import NO_XATTRS, Entry, Kind
-from imagebuild.errors import LayerError
-from imagebuild.limits import PATH_MAX, Limits
-from imagebuild.tarheader import BLOCK, ZERO_BLOCK, Header, number, parse_header
+from . import pax, tarsparse
+from .bytestream import ByteStream
+from .entry import NO_XATTRS, Entry, Kind
+from .errors import LayerError
+from .limits import PATH_MAX, Limits
+from .tarheader import BLOCK, ZERO_BLOCK, Header, number, parse_header
 
 #: How typeflags map to kinds.  NUL is v7's regular file, "7" a file some wanted contiguous, "D" GNU's directory with
 #: a list of names as data, which nobody needs.

@@ -14,9 +14,11 @@
 
 from __future__ import annotations
 
-from imagebuild.entry import NO_XATTRS, Entry, Kind
-from imagebuild.limits import NAME_MAX, Limits
-from imagebuild.needs import Needs as Needs  # who finishes a tree gets one
+from .entry import NO_XATTRS, Entry, Kind
+from .limits import NAME_MAX, Limits
+from .needs import Needs
+
+__all__ = ["Directory", "Needs", "Node", "Tree", "clean"]
 
 _WHITEOUT = b".wh."
 OPAQUE_WHITEOUT = b".wh..wh..opq"

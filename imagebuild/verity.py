@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import struct
 
-from imagebuild.newfile import NewFile
+from .newfile import NewFile
 
 BLOCK = 4096
 _DIGEST = 32
