@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .cli_common import Commands, add_command, user_store
+from .cli_disk import size_of
 from .home import home
 
 if TYPE_CHECKING:
@@ -22,6 +23,16 @@ def add_commands(commands: Commands) -> None:
                       "iso -o app.iso --image debian:12-slim --spec spec.json")
     _add_shared(iso, "app.iso")
     iso.set_defaults(run=_iso)
+
+    ova = add_command(commands, "ova", "write an OVA for vSphere and others: a machine that starts from such an ISO",
+                      "ova -o app.ova --image debian:12-slim --memory 512M")
+    _add_shared(ova, "app.ova")
+    ova.add_argument("--memory", metavar="SIZE", type=size_of, default="256M", help="default: 256M")
+    ova.add_argument("--cpus", metavar="NUMBER", type=int, default=1, help="default: 1")
+    ova.add_argument("--drive", choices=("disk", "cd"), default="disk",
+                     help="start from a compressed disk, or from the ISO in a CD-ROM drive; default: disk")
+    ova.add_argument("--firmware", choices=("efi", "bios"), default="efi", help="default: efi")
+    ova.set_defaults(run=_ova)
 
 
 def _add_shared(parser: argparse.ArgumentParser, example: str) -> None:
@@ -46,13 +57,22 @@ def _medium(text: str) -> int:
 
 
 def _iso(options: argparse.Namespace) -> int:
-    from .media.build import plan
-    from .media.iso import write_iso
+    from .media.build import build_iso, collect
 
     with _wished(options) as wish:
-        planned = plan(wish, home(), _tell)
-        write_iso(planned, options.output)
-    print(f"{options.output}: {planned.size:,} bytes, label {planned.label}")
+        plan = build_iso(collect(wish, home(), _tell), options.output)
+    print(f"{options.output}: {plan.size:,} bytes, label {plan.label}")
+    return 0
+
+
+def _ova(options: argparse.Namespace) -> int:
+    from .media.build import build_ova, collect
+    from .media.ova import Drive, Firmware, Machine
+
+    machine = Machine(options.memory >> 20, options.cpus, Drive(options.drive), Firmware(options.firmware))
+    with _wished(options) as wish:
+        build_ova(collect(wish, home(), _tell), machine, options.output)
+    print(f"{options.output}: {options.output.stat().st_size:,} bytes")
     return 0
 
 

@@ -1,11 +1,12 @@
-"""From what a user asks for to an ISO: kernel, initramfs, boot loader, and perhaps a container."""
+"""From what a user asks for to an ISO or OVA: kernel, initramfs, boot loader, and perhaps a container."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from imagebuild.kernel import choose
 from imagebuild.media.appliance import appliance_files
 from imagebuild.media.bootfiles import boot_files
 from imagebuild.media.bootloader import find_bootloader
-from imagebuild.media.iso import ARGUMENTS, IsoPlan, Recipe, plan_iso
+from imagebuild.media.iso import ARGUMENTS, SPEC_PATH, IsoPlan, Recipe, plan_iso, write_iso
+from imagebuild.media.ova import DISK_ALIGNMENT, Drive, Machine, write_ova
 
 # What media hold, in bytes, by the names people use: ECMA-130 (80 minutes), ECMA-267, ECMA-337, BD-R single layer.
 MEDIA = {"cd": 737_280_000, "dvd": 4_700_372_992, "dvd-dl": 8_543_666_176, "bd": 25_025_314_816}
@@ -37,11 +39,11 @@ class Wish:
     max_bytes: int = MEDIA[DEFAULT_MEDIUM]
 
 
-def plan(wish: Wish, home: Path, progress: Callable[[str], None]) -> IsoPlan:
-    """The ISO, laid out.  `home` is the folder of caches.  Raises OperationError."""
+def collect(wish: Wish, home: Path, progress: Callable[[str], None]) -> Recipe:
+    """Everything that goes into the ISO.  `home` is the folder of caches.  Raises OperationError."""
     kernel = choose(home, wish.kernel, progress)
     image, initramfs = boot_files(kernel, home)
-    return plan_iso(Recipe(
+    return Recipe(
         kernel=image,
         initramfs=initramfs,
         bootloader=find_bootloader(home),
@@ -49,7 +51,24 @@ def plan(wish: Wish, home: Path, progress: Callable[[str], None]) -> IsoPlan:
         max_bytes=wish.max_bytes,
         arguments=(*ARGUMENTS, *wish.append),
         files=appliance_files(wish.image, wish.spec or {}),
-    ))
+    )
+
+
+def build_iso(recipe: Recipe, path: Path) -> IsoPlan:
+    """Write the ISO, and say what it became.  Raises OperationError."""
+    plan = plan_iso(recipe)
+    write_iso(plan, path)
+    return plan
+
+
+def build_ova(recipe: Recipe, machine: Machine, path: Path) -> None:
+    """Write the OVA of a machine that starts from the ISO.  Raises OperationError."""
+    if machine.drive is Drive.DISK:
+        recipe = replace(recipe, granule=DISK_ALIGNMENT)
+    content = recipe.files.get(SPEC_PATH)
+    text = content.data if content is not None and isinstance(content.data, bytes) else b""
+    spec = json.dumps(json.loads(text), separators=(",", ":")) if text else ""  # one line: guestinfo takes no more
+    write_ova(plan_iso(recipe), machine, spec, recipe.epoch, path)
 
 
 def source_date_epoch(environment: Mapping[str, str]) -> int:

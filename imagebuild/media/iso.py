@@ -57,7 +57,8 @@ class Content:
 class Recipe:
     """What goes in.  `files` are additional ones, path -> content; with a spec among them the agent is told to read it.
 
-    `epoch` is every time stamp (seconds since 1970); `max_bytes` what the medium holds.
+    `epoch` is every time stamp (seconds since 1970); `max_bytes` what the medium holds; the size becomes a multiple of
+    `granule` (bytes, a multiple of a block).
     """
 
     kernel: bytes
@@ -67,6 +68,7 @@ class Recipe:
     max_bytes: int
     arguments: tuple[str, ...] = ARGUMENTS
     files: Mapping[str, Content] = field(default_factory=dict)
+    granule: int = BLOCK
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def plan_iso(recipe: Recipe) -> IsoPlan:
     for name, content in recipe.files.items():
         places[name] = Extent(at, content.size)
         at += _blocks(content.size)
-    blocks = at + hybrid.TAIL_BLOCKS
+    blocks = _up(at + hybrid.TAIL_BLOCKS, recipe.granule // BLOCK)
     _check_size(blocks * BLOCK, recipe.max_bytes)
     start = places["isolinux/isolinux.bin"]
     bios["isolinux/isolinux.bin"] = Content(iso9660.with_boot_information(recipe.bootloader.isolinux, start.block))
@@ -202,3 +204,7 @@ def _check_size(size: int, limit: int) -> None:
 
 def _blocks(size: int) -> int:
     return -(-size // BLOCK)
+
+
+def _up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
