@@ -1,0 +1,183 @@
+"""How `vch run` ends: by itself, by signals, by accidents.  Whatever it is, nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.vm.conftest import RUN_SECONDS, Vch
+from tests.vm.run_helpers import STEP_SECONDS, gone, machine_of, tree, until_line
+
+pytestmark = pytest.mark.vm
+
+# A process that can be asked to stop: says so and exits with a code of its own.
+POLITE = "trap 'echo stopping; exit 7' TERM; trap 'echo interrupted; exit 8' INT; echo up; while :; do sleep 0.1; done"
+RUDE = "trap '' TERM; echo up; while :; do sleep 0.1; done"
+
+
+@pytest.fixture
+def image(vch: Vch, demo_layout: Path) -> str:
+    """The demo image, converted already, so that a test sees no files come that stay on purpose."""
+    reference = f"oci:{demo_layout}:demo"
+    if not (vch.home / "state").exists():
+        vch("run", reference, "true")
+    return reference
+
+
+def finish(process: subprocess.Popen[bytes]) -> tuple[int, bytes, bytes]:
+    out, err = process.communicate(timeout=RUN_SECONDS)
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize(
+    ("script", "code"), [("exit 0", 0), ("exit 42", 42), ("exit 255", 255), ("kill -9 $$", 137), ("kill -SEGV $$", 139)]
+)
+def test_the_exit_code_is_the_containers(vch: Vch, image: str, script: str, code: int) -> None:
+    assert vch("run", image, "sh", "-c", script).returncode == code
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "message"),
+    [
+        ("nosuch", 127, b"executable file not found in $PATH"),
+        ("/no/such", 127, b"no such file"),
+        ("/etc", 126, b"is a directory"),
+        ("/etc/passwd", 126, b"permission denied"),
+    ],
+)
+def test_commands_that_cannot_be_executed(vch: Vch, image: str, command: str, code: int, message: bytes) -> None:
+    run = vch("run", image, command)
+    assert (run.returncode, run.stdout) == (code, b"")
+    assert message in run.stderr
+    assert run.stderr.count(b"\n") == 1, run.stderr
+
+
+def test_term_asks_the_container_to_stop(vch: Vch, image: str) -> None:
+    process = vch.start("run", image, "sh", "-c", POLITE)
+    until_line(process, b"up\n")
+    process.terminate()
+    assert finish(process)[:2] == (7, b"stopping\n")
+
+
+def test_a_container_that_does_not_stop_is_killed(vch: Vch, image: str) -> None:
+    process = vch.start("run", "--stop-timeout", "1", image, "sh", "-c", RUDE)
+    until_line(process, b"up\n")
+    process.terminate()
+    assert finish(process)[0] == 137
+
+
+def test_the_images_stop_signal_can_be_replaced(vch: Vch, image: str) -> None:
+    process = vch.start("run", "--stop-signal", "INT", image, "sh", "-c", POLITE)
+    until_line(process, b"up\n")
+    process.send_signal(signal.SIGHUP)
+    assert finish(process)[:2] == (8, b"interrupted\n")
+
+
+def test_other_signals_are_sent_on(vch: Vch, image: str) -> None:
+    process = vch.start("run", image, "sh", "-c", "trap 'echo usr1; exit 9' USR1; echo up; while :; do sleep 0.1; done")
+    until_line(process, b"up\n")
+    process.send_signal(signal.SIGUSR1)
+    assert finish(process)[:2] == (9, b"usr1\n")
+
+
+def test_the_third_interrupt_is_the_last(vch: Vch, image: str) -> None:
+    process = vch.start("run", image, "sh", "-c", "trap '' INT; echo up; while :; do sleep 0.1; done")
+    until_line(process, b"up\n")
+    for _ in range(3):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+    assert finish(process)[0] == 137
+
+
+def test_interrupted_while_booting(vch: Vch, image: str) -> None:
+    before = tree(vch.home)
+    process = vch.start("run", image, "true")
+    machine = machine_of(process)
+    process.send_signal(signal.SIGINT)
+    assert finish(process)[0] == 130
+    assert gone(machine)
+    assert tree(vch.home) == before
+
+
+def test_kill_of_vch_leaves_nothing(vch: Vch, image: str) -> None:
+    before = tree(vch.home)
+    process = vch.start("run", "--name", "victim", "-v", "/scratch", image, "sh", "-c", "echo up; sleep 1000")
+    machine = machine_of(process)
+    until_line(process, b"up\n")
+    process.kill()
+    finish(process)
+    assert gone(machine)
+    assert tree(vch.home) == before
+    assert vch("run", "--name", "victim", image, "true").returncode == 0  # the name is free again
+
+
+def test_kill_of_qemu_is_told(vch: Vch, image: str) -> None:
+    before = tree(vch.home)
+    process = vch.start("run", image, "sh", "-c", "echo up; sleep 1000")
+    until_line(process, b"up\n")
+    os.kill(machine_of(process), signal.SIGKILL)
+    code, _, err = finish(process)
+    assert code == 137
+    assert b"vch: run container: QEMU: killed by SIGKILL" in err
+    assert tree(vch.home) == before
+
+
+def test_kill_of_qemu_while_booting(vch: Vch, image: str) -> None:
+    process = vch.start("run", image, "true")
+    os.kill(machine_of(process), signal.SIGKILL)
+    code, _, err = finish(process)
+    assert (code, b"vch: boot: QEMU: killed by SIGKILL" in err) == (125, True)
+
+
+def test_a_panic_is_told_at_once(vch: Vch, image: str) -> None:
+    script = "echo up; sleep 1; echo c > /proc/sysrq-trigger; sleep 1000"
+    process = vch.start("run", "--name", "panic", image, "sh", "-c", script)
+    until_line(process, b"up\n")
+    began = time.monotonic()
+    code, _, err = finish(process)
+    assert code == 137
+    assert b"guest kernel: panic: sysrq triggered crash" in err, err
+    assert time.monotonic() - began < STEP_SECONDS
+
+
+def test_output_whose_reader_goes_away_ends_the_writer(vch: Vch, image: str) -> None:
+    process = vch.start("run", image, "yes")
+    until_line(process, b"y\n")
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(STEP_SECONDS) == 141
+
+
+def test_a_slow_reader_loses_nothing(vch: Vch, image: str) -> None:
+    process = vch.start("run", image, "sh", "-c", "seq 400000; echo last")
+    time.sleep(15)  # the process ends meanwhile, its output waits
+    _, out, _ = finish(process)
+    assert out.splitlines()[-2:] == [b"400000", b"last"]
+    assert len(out.splitlines()) == 400001
+
+
+def test_names_are_held_while_a_container_runs(vch: Vch, image: str) -> None:
+    process = vch.start("run", "--name", "single", image, "sh", "-c", "echo up; sleep 1000")
+    until_line(process, b"up\n")
+    second = vch("run", "--name", "single", image, "true")
+    assert (second.returncode, b'"single": already in use' in second.stderr) == (125, True)
+    process.send_signal(signal.SIGTERM)
+    assert finish(process)[0] == 143
+
+
+def test_too_little_memory_is_told(vch: Vch, image: str) -> None:
+    run = vch("run", "-m", "16m", image, "true")
+    assert run.returncode == 125
+    assert b"Minimum memory limit allowed is" in run.stderr
+
+
+def test_the_console_is_shown_when_asked_for(vch: Vch, image: str) -> None:
+    process = vch.start("run", "-D", image, "true")
+    os.kill(machine_of(process), signal.SIGTERM)
+    _, _, err = finish(process)
+    assert b"--- console ---" in err or b"QEMU: " in err
