@@ -5,6 +5,7 @@ A chunk of output never has more than `OUTPUT_CHUNK` bytes, so that a bomb is se
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from enum import Enum
 from typing import BinaryIO, cast
@@ -18,6 +19,8 @@ from .errors import LayerError
 #: enough to stay in the processor's second-level cache on the way from one step to the next.
 INPUT_CHUNK = 256 << 10
 OUTPUT_CHUNK = 1 << 20
+#: What a gzip member behind another gets first.
+_SMALL_PORTION = 4 << 10
 
 #: zstd frames ask for a window of history; the tool's own limit is 128 MiB.  Registries' layers need 8.
 _ZSTD_MAX_WINDOW = 128 << 20
@@ -74,12 +77,39 @@ def _prepend(head: bytes, chunks: Iterator[bytes]) -> Iterator[bytes]:
     yield from chunks
 
 
+class _Source:
+    """The blob as a file: read as much as is wanted, put back what was too much."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._waiting: deque[memoryview] = deque()
+
+    def read(self, size: int) -> bytes:
+        """At least one byte and at most *size*, or nothing at the end."""
+        if not self._waiting:
+            self.put_back(next(self._chunks, b""))
+        if not self._waiting:
+            return b""
+        piece = self._waiting.popleft()
+        if len(piece) > size:
+            self._waiting.appendleft(piece[size:])
+        return bytes(piece[:size])
+
+    def put_back(self, data: bytes) -> None:
+        """Have *data* come next."""
+        if data:
+            self._waiting.appendleft(memoryview(data))
+
+
 def _gunzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
     """One gzip member after the other; zeros after the last are padding, anything else is damage."""
-    pending = b""
-    while pending or (pending := next(chunks, b"")):
+    source = _Source(chunks)
+    portion = INPUT_CHUNK
+    while data := source.read(portion):
+        if data[:1] == b"\0":
+            _only_zeros(data, source)
+            return
         member = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
-        data = pending
         while True:
             try:
                 out = member.decompress(data, OUTPUT_CHUNK)
@@ -91,32 +121,20 @@ def _gunzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
                 break
             data = b""
             if member.needs_input:
-                data = next(chunks, b"")
+                data = source.read(portion)
+                portion = min(2 * portion, INPUT_CHUNK)
                 if not data:
                     raise _damaged("its gzip data ends too early")
-        pending = member.unused_data or next(chunks, b"")
-        if pending[:1] == b"\0":
-            _only_zeros(pending, chunks)
-            return
+        # A member hands back what is not its own.  Should members be tiny, little is to go back and forth.
+        source.put_back(member.unused_data)
+        portion = _SMALL_PORTION
 
 
-def _only_zeros(pending: bytes, chunks: Iterator[bytes]) -> None:
-    for chunk in _prepend(pending, chunks):
-        if chunk.strip(b"\0"):
+def _only_zeros(data: bytes, source: _Source) -> None:
+    while data:
+        if data.strip(b"\0"):
             raise _damaged("something follows its gzip data")
-
-
-class _Reader:
-    """The little of a file that zstandard wants of its source."""
-
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks = chunks
-        self._rest = b""
-
-    def read(self, size: int) -> bytes:
-        data = self._rest or next(self._chunks, b"")
-        self._rest = data[size:]
-        return data[:size]
+        data = source.read(INPUT_CHUNK)
 
 
 def _unzstd(chunks: Iterator[bytes]) -> Iterator[bytes]:
@@ -126,7 +144,7 @@ def _unzstd(chunks: Iterator[bytes]) -> Iterator[bytes]:
     does not tell a stream that was cut off from one that ended: the tar reader and the digests do.
     """
     decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_MAX_WINDOW)
-    source = cast(BinaryIO, _Reader(chunks))
+    source = cast(BinaryIO, _Source(chunks))
     with decompressor.stream_reader(source, read_size=INPUT_CHUNK, read_across_frames=True) as reader:
         while True:
             try:

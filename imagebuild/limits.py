@@ -25,6 +25,8 @@ class Limits:
     entries: int = 1_000_000
     #: Names, link targets and extended attributes of all entries together; they are held until the end.
     metadata_bytes: int = 256 * MIB
+    #: Components of names looked up, symbolic links followed included: seconds of time, unless names are all a maze.
+    path_steps: int = 50_000_000
     #: One PAX header or one GNU long name.  Go's archive/tar stops at 1 MiB; forty large xattrs need more.
     header_bytes: int = 4 * MIB
     #: Data segments of one sparse file.

@@ -27,6 +27,8 @@ _KINDS = {
 _PAX_LOCAL, _PAX_GLOBAL, _GNU_NAME, _GNU_LINK, _GNU_LABEL = b"x", b"g", b"L", b"K", b"V"
 _GNU_SPARSE, _GNU_DIRECTORY = b"S", b"D"
 
+#: Global records are gone through for every entry, so there may not be many.  Real archives have five at most.
+_MAX_GLOBALS, _MAX_GLOBAL_BYTES = 100, 64 << 10
 #: What a global header must not say: it would name every file alike, or give all of them one length.
 _NEVER_GLOBAL = (b"path", b"linkpath", b"size", b"GNU.sparse.")
 
@@ -112,8 +114,9 @@ class TarStream:
                 self._globals[key] = value
             else:
                 self._globals.pop(key, None)
-        if sum(len(key) + len(value) for key, value in self._globals.items()) > self._limits.header_bytes:
-            raise ValueError(f"its global headers hold more than {self._limits.header_bytes} bytes")
+        size = sum(len(key) + len(value) for key, value in self._globals.items())
+        if len(self._globals) > _MAX_GLOBALS or size > _MAX_GLOBAL_BYTES:
+            raise ValueError(f"its global headers hold more than {_MAX_GLOBALS} records or {_MAX_GLOBAL_BYTES} bytes")
 
     def _entry(
         self, block: bytes, header: Header, name: bytes, link: bytes, records: list[tuple[bytes, bytes]]

@@ -103,7 +103,7 @@ class Tree:
         self.root = Directory(_IMPLICIT, implicit=True)
         #: Nodes made, whiteouts and implied directories included.
         self.entries = 0
-        self._metadata = 0
+        self._metadata = self._steps = 0
         self._limits = limits
         self._cache: dict[bytes, Directory] = {}
         self._with_whiteouts: list[Directory] = []
@@ -220,6 +220,9 @@ class Tree:
         trail = [self.root]
         links = 0
         while todo:
+            self._steps += 1
+            if self._steps > self._limits.path_steps:
+                raise ValueError("finding the places of its files takes too long: their names are a maze")
             part = todo.pop()
             if part == b"..":
                 trail = trail[:-1] or trail

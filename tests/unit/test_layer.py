@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -157,6 +158,17 @@ def test_bombs_do_not_go_off(tmp_path: Path) -> None:
     assert "unpack to more" in refused(tmp_path, bomb, limits=ratio).cause
     frame = zstandard.compress(bytes(64 * MEBIBYTE))
     assert "unpack to more" in refused(tmp_path, frame * 100, limits=ratio).cause
+
+
+def test_mazes_and_tiny_members_cost_little(tmp_path: Path) -> None:
+    maze = torture.Archive().directory("d").symlink("d/up", "../" + "d/../" * 700 + "d")
+    for at in range(100):
+        maze.add(f"d/up/up/up/up/{'.' + '/.' * (at % 50)}/{at}/x")
+    assert "maze" in refused(tmp_path, maze.bytes(), limits=replace(Limits(), path_steps=20_000)).cause
+    blob = gzip.compress(b"") * 100_000 + gzip.compress(small())
+    started = time.process_time()
+    convert(io.BytesIO(blob), destination=tmp_path / "image")
+    assert time.process_time() - started < 5
 
 
 def test_limits_on_entries_and_names(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from imagebuild.errors import LayerError
 from imagebuild.layer import convert
 from imagebuild.patch import settle
 from tests import torture
+from tests.debian_image import cache_folder, debian_python_layout
 from tests.judges import Seen, fsck, needs_mount, needs_tool, snapshot, stacked
 
 
@@ -61,7 +62,12 @@ def unpack_by_umoci(folder: Path, archives: Sequence[bytes]) -> Path:
     entry["annotations"] = {"org.opencontainers.image.ref.name": "it"}
     (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
     (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-    subprocess.run(["umoci", "unpack", "--image", f"{layout}:it", folder / "bundle"], check=True)
+    return unpack_layout(layout, "it", folder)
+
+
+def unpack_layout(layout: Path, tag: str, folder: Path) -> Path:
+    """The root file system that umoci makes of an OCI layout."""
+    subprocess.run(["umoci", "unpack", "--image", f"{layout}:{tag}", folder / "bundle"], check=True)
     return folder / "bundle/rootfs"
 
 
@@ -151,3 +157,26 @@ def test_link_to_a_name_the_layer_hides_gets_the_content_only(tmp_path: Path) ->
 def test_parents_that_no_layer_has_need_no_patch(tmp_path: Path) -> None:
     archives = [torture.Archive().add("a").bytes(), torture.Archive().add("b/c").bytes()]
     assert len(stack(tmp_path, archives)) == 2
+
+
+@needs_mount
+@needs_tool("umoci")
+def test_debian_with_five_layers_is_what_umoci_unpacks(tmp_path: Path) -> None:
+    if not list(cache_folder().glob("debian-python-*/index.json")):
+        pytest.skip("the Debian image is not in the cache: run the VM tests once")
+    layout = debian_python_layout()
+    archives = [gzip.decompress(blob.read_bytes()) for blob in layer_blobs(layout)]
+    images = stack(tmp_path, archives)
+    theirs = snapshot(unpack_layout(layout, "latest", tmp_path))
+    with stacked(images, tmp_path) as root:
+        found = differences(snapshot(root), theirs)
+    # overlayfs shows the link count of the lower file, although a layer above took one of its names away.
+    assert {field for changes in found.values() for field, *_ in changes} <= {"nlink"}
+    assert len(found) <= 1
+
+
+def layer_blobs(layout: Path) -> list[Path]:
+    """The files of the layers of a layout's only image, lowest first."""
+    index = json.loads((layout / "index.json").read_text())
+    manifest = json.loads((layout / "blobs" / index["manifests"][0]["digest"].replace(":", "/")).read_text())
+    return [layout / "blobs" / layer["digest"].replace(":", "/") for layer in manifest["layers"]]

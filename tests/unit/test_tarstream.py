@@ -184,6 +184,7 @@ BAD = {
     "endless name": pax(b"path=" + b"a/" * 3000) + header(name=b"a", type=b"0"),
     "link to nothing": header(name=b"a", type=b"2"),
     "xattr in no base 64": pax(b"LIBARCHIVE.xattr.user.x=a") + header(name=b"a", type=b"0"),
+    "global records without end": pax(*(b"key%d=x" % at for at in range(200)), kind=b"g"),
     "sparse out of order": pax(b"GNU.sparse.size=100", b"GNU.sparse.map=50,1,10,1")
     + header(name=b"a", type=b"0", size=b"%011o" % 2),
     "sparse beyond the end": pax(b"GNU.sparse.size=10", b"GNU.sparse.map=50,1")
