@@ -54,7 +54,7 @@ fuzz: setup ## fuzz the link's decoder until stopped
 
 pico: setup ## build the pico kernel once (about 12 minutes on two cores); used as soon as it exists
 	@scripts/install-packages pico
-	@$(BIN)/python -m imagebuild.pico
+	@$(BIN)/python -m imagebuild.boot.pico
 
 iso: setup ## write build/vch.iso: a kernel, the agent and IMAGE (or the demo image), for BIOS and UEFI
 	@scripts/make-iso build/vch.iso "$(IMAGE)"

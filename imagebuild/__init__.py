@@ -14,26 +14,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .errors import OperationError
-    from .image import Image, Layer
-    from .platforms import Platform
-    from .progress import Progress
-    from .pulling import PullPolicy, pull
-    from .reference import Reference
-    from .settings import RegistrySettings
-    from .store import Store
+    from imagebuild.errors import OperationError
+    from imagebuild.oci.platforms import Platform
+    from imagebuild.oci.reference import Reference
+    from imagebuild.registry.settings import RegistrySettings
+    from imagebuild.store.image import Image, Layer
+    from imagebuild.store.store import Store
+    from imagebuild.transfer.progress import Progress
+    from imagebuild.transfer.pulling import PullPolicy, pull
 
 _HOMES = {
-    "Image": "image",
-    "Layer": "image",
+    "Image": "store.image",
+    "Layer": "store.image",
     "OperationError": "errors",
-    "Platform": "platforms",
-    "Progress": "progress",
-    "PullPolicy": "pulling",
-    "Reference": "reference",
-    "RegistrySettings": "settings",
-    "Store": "store",
-    "pull": "pulling",
+    "Platform": "oci.platforms",
+    "Progress": "transfer.progress",
+    "PullPolicy": "transfer.pulling",
+    "Reference": "oci.reference",
+    "RegistrySettings": "registry.settings",
+    "Store": "store.store",
+    "pull": "transfer.pulling",
 }
 
 __all__ = [

@@ -26,9 +26,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import OperationError
-from .home import config_file
-from .settings import RegistrySettings
+from imagebuild.errors import OperationError
+from imagebuild.home import config_file
+from imagebuild.registry.settings import RegistrySettings
 
 _STEP = "read settings"
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")

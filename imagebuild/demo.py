@@ -16,9 +16,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from imagebuild.compose import LayerTar, write_layout
-from imagebuild.deb import unpack_deb
+from imagebuild.boot.deb import unpack_deb
 from imagebuild.errors import OperationError
+from imagebuild.oci.compose import LayerTar, write_layout
 
 PACKAGE = "busybox-static"
 BUSYBOX = "bin/busybox"

@@ -10,7 +10,7 @@ import hashlib
 import re
 from typing import TYPE_CHECKING
 
-from .errors import ManifestError
+from imagebuild.errors import ManifestError
 
 if TYPE_CHECKING:
     from hashlib import _Hash

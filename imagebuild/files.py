@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import StoreError
+from imagebuild.errors import StoreError
 
 _REMEDIES = {
     errno.ENOSPC: "free some space (imagebuild gc), or set VCH_HOME to a larger disk",

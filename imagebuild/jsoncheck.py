@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from .errors import ManifestError
+from imagebuild.errors import ManifestError
 
 # Registries refuse manifests over 4 MiB (distribution-spec, "Pushing manifests"), so nothing larger is honest.
 MAX_DOCUMENT = 4 << 20

@@ -8,7 +8,7 @@ import secrets
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from .files import TEMPORARY_SUFFIX, explained, sync_file
+from imagebuild.files import TEMPORARY_SUFFIX, explained, sync_file
 
 #: What open(2) says where a file system has no nameless files.
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)

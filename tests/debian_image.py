@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from imagebuild.compose import LayerTar, write_layout
+from imagebuild.oci.compose import LayerTar, write_layout
 
 SUITE = "bookworm"
 DEBOOTSTRAP_SECONDS = 900  # 50 CPU seconds when alone; shared machines take several times that

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 
-from imagebuild.credentials import CredentialFiles
-from imagebuild.manifest import Descriptor
-from imagebuild.platforms import Platform
-from imagebuild.reference import Reference
-from imagebuild.registry import Registry
-from imagebuild.retry import Retrier, RetryPolicy
-from imagebuild.settings import RegistrySettings
+from imagebuild.registry.credentials import CredentialFiles
+from imagebuild.oci.manifest import Descriptor
+from imagebuild.oci.platforms import Platform
+from imagebuild.oci.reference import Reference
+from imagebuild.registry.registry import Registry
+from imagebuild.registry.retry import Retrier, RetryPolicy
+from imagebuild.registry.settings import RegistrySettings
 from tests.fake_registry import OCI_LAYER_GZIP, FakeRegistry
 
 AMD64 = Platform("linux", "amd64")

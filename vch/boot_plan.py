@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from vch.qemu import CONSOLE_DEVICE, Accelerator, BootFiles
 
 if TYPE_CHECKING:
-    from imagebuild.kernel_cache import Kernel
+    from imagebuild.boot.kernel_cache import Kernel
 
 FIRMWARE = "qboot.rom"  # QEMU's minimal firmware: 0.13 s less than SeaBIOS
 PICO = "pico"  # Kernel.name of our own build

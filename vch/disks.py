@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from imagebuild import vmdk
+from imagebuild.disk import vmdk
 from vch.errors import HostError
 from vch.locks import NameLock
 from vch.qemu import Drive
@@ -105,7 +105,7 @@ def make_volume(folder: Path, size: int) -> None:
 
 
 def _format(descriptor: int, size: int, subject: str) -> None:
-    from imagebuild.ext4 import make_ext4
+    from imagebuild.disk.ext4 import make_ext4
 
     try:
         make_ext4(descriptor, size, "", os.urandom(16))

@@ -132,7 +132,7 @@ def _qemu(name: str, program: str | None) -> Finding:
 
 
 def _kernels(settings: Settings) -> list[Finding]:
-    from imagebuild import kernel, kernel_cache, pico
+    from imagebuild.boot import kernel, kernel_cache, pico
 
     built = pico.pico(settings.home)
     fetched = kernel_cache.newest(settings.home, kernel.DEBIAN)
@@ -155,7 +155,7 @@ def _accelerator(settings: Settings, program: str | None) -> Finding:
     subject = "accelerator"
     if program is None:
         return Finding(subject, Level.BAD, "unknown without QEMU")
-    from imagebuild import kernel, kernel_cache, pico
+    from imagebuild.boot import kernel, kernel_cache, pico
 
     fetched = kernel_cache.newest(settings.home, kernel.DEBIAN)
     found = pico.pico(settings.home) or (fetched[0] if fetched else None)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imagebuild.initramfs import build_initramfs
-from imagebuild.kernel import choose as choose_kernel
-from imagebuild.pulling import PullPolicy, pull
-from imagebuild.store import Store
+from imagebuild.boot.initramfs import build_initramfs
+from imagebuild.boot.kernel import choose as choose_kernel
+from imagebuild.store.store import Store
+from imagebuild.transfer.pulling import PullPolicy, pull
 from vch import accel
 from vch.boot_plan import boot_files, find_firmware, kernel_arguments
 from vch.pull_view import PullView
@@ -21,9 +21,9 @@ from vch.run_options import RunOptions
 from vch.settings import Settings, registry_settings
 
 if TYPE_CHECKING:
-    from imagebuild.image import Image
-    from imagebuild.imageconfig import RunConfig
-    from imagebuild.lease import Lease
+    from imagebuild.oci.imageconfig import RunConfig
+    from imagebuild.store.image import Image
+    from imagebuild.store.lease import Lease
 
 
 @dataclass(frozen=True)

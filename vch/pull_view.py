@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from imagebuild.progress import Progress
+    from imagebuild.transfer.progress import Progress
 
 REDRAW_SECONDS = 0.1
 

@@ -26,7 +26,7 @@ from vch import qemu, values
 from vch.errors import SettingsError
 
 if TYPE_CHECKING:
-    from imagebuild.settings import RegistrySettings
+    from imagebuild.registry.settings import RegistrySettings
 
 T = TypeVar("T")
 MIB = 1 << 20

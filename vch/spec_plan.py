@@ -20,7 +20,7 @@ from vch.run_options import RunOptions
 from vch.values import VolumeMount
 
 if TYPE_CHECKING:
-    from imagebuild.imageconfig import RunConfig
+    from imagebuild.oci.imageconfig import RunConfig
 
 IMAGE_SERIAL = "image"  # the disk of all layers, one GPT partition each
 TOP_SERIAL = "top"  # the disk of what the container writes

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from imagebuild.errors import MediaError
-from imagebuild.image import Image
-from imagebuild.imageconfig import RunConfig
 from imagebuild.media.iso import SPEC_PATH, Content
+from imagebuild.oci.imageconfig import RunConfig
+from imagebuild.store.image import Image
 
 LAYER_PATH = "vch/layers/{:03}.erofs"
 _ID_DIGITS = 12

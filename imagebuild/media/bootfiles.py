@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from imagebuild import cpio
+from imagebuild.boot import cpio
+from imagebuild.boot.initramfs import MODULE_FOLDER, MODULE_LIST, build_initramfs
+from imagebuild.boot.kernel import Kernel, boot_modules, module_files, wanted_modules
 from imagebuild.errors import KernelError
-from imagebuild.initramfs import MODULE_FOLDER, MODULE_LIST, build_initramfs
-from imagebuild.kernel import Kernel, boot_modules, module_files, wanted_modules
 
 # What reads an ISO: drives at IDE and SATA controllers, the file system, and block devices made of its files.  "?": a
 # kernel without it boots from the other controllers (Debian's cloud kernel has neither ATA nor AHCI).

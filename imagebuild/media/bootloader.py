@@ -17,7 +17,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagebuild.deb import unpack_deb
+from imagebuild.boot.deb import unpack_deb
 from imagebuild.errors import MediaError
 
 DOWNLOAD_SECONDS = 300  # three packages of 1.5 MB together

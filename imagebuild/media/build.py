@@ -10,15 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from imagebuild.compose import EPOCH
+from imagebuild.boot.kernel import choose
 from imagebuild.errors import MediaError
-from imagebuild.image import Image
-from imagebuild.kernel import choose
 from imagebuild.media.appliance import appliance_files
 from imagebuild.media.bootfiles import boot_files
 from imagebuild.media.bootloader import find_bootloader
 from imagebuild.media.iso import ARGUMENTS, SPEC_PATH, IsoPlan, Recipe, plan_iso, write_iso
 from imagebuild.media.ova import DISK_ALIGNMENT, Drive, Machine, write_ova
+from imagebuild.oci.compose import EPOCH
+from imagebuild.store.image import Image
 
 # What media hold, in bytes, by the names people use: ECMA-130 (80 minutes), ECMA-267, ECMA-337, BD-R single layer.
 MEDIA = {"cd": 737_280_000, "dvd": 4_700_372_992, "dvd-dl": 8_543_666_176, "bd": 25_025_314_816}

@@ -12,7 +12,7 @@ import hashlib
 import struct
 import uuid
 
-from imagebuild import gpt
+from imagebuild.disk import gpt
 from imagebuild.media.iso9660 import BLOCK, FIRST_BLOCK, Extent
 
 SYSTEM_AREA = FIRST_BLOCK * BLOCK

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from imagebuild.disk.gpt import SECTOR
+from imagebuild.disk.vmdk_read import FlatExtent
+from imagebuild.disk.vmdk_sparse import write_stream_optimized
 from imagebuild.errors import MediaError
-from imagebuild.gpt import SECTOR
 from imagebuild.media.iso import IsoPlan, write_iso
 from imagebuild.media.ovf import BootFile, VirtualMachine, descriptor
 from imagebuild.newfile import NewFile
-from imagebuild.vmdk_read import FlatExtent
-from imagebuild.vmdk_sparse import write_stream_optimized
 
 MAX_FILE_BYTES = 8 << 30  # sizes in a ustar header are eleven octal digits, and OVF wants ustar
 DISK_ALIGNMENT = 1 << 20  # what importers round the size of a disk up to

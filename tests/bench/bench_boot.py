@@ -10,12 +10,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from imagebuild import cpio
+from imagebuild.boot import cpio
 from imagebuild.demo import write_demo
-from imagebuild.initramfs import build_initramfs
-from imagebuild.kernel import choose as choose_kernel
-from imagebuild.pulling import PullPolicy, pull
-from imagebuild.store import Store
+from imagebuild.boot.initramfs import build_initramfs
+from imagebuild.boot.kernel import choose as choose_kernel
+from imagebuild.transfer.pulling import PullPolicy, pull
+from imagebuild.store.store import Store
 from tests.bench.measure import RUN_SECONDS, Report, Row, Sample, alternate, ratio, run_command
 from vch import accel, qemu
 from vch.boot_plan import boot_files, find_firmware, kernel_arguments

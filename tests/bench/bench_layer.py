@@ -24,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from imagebuild.compose import write_layout
+from imagebuild.oci.compose import write_layout
 from tests.bench.measure import Row, Sample, alternate, ratio, show
 from tests.debian_image import debian_python_layout
 

@@ -32,7 +32,7 @@ def floor(blob: Path, target: Path) -> None:
 
 def ours(blob: Path, target: Path, *, verity: bool = False) -> None:
     """What `imagebuild pull` does with a layer."""
-    from imagebuild.layer import convert
+    from imagebuild.layer.layer import convert
 
     with open(blob, "rb", buffering=0) as source:
         convert(source, destination=target, digest=f"sha256:{blob.name}", size=blob.stat().st_size, verity=verity)

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagebuild.challenge import parse_challenges
-from imagebuild.credentials import Credential, CredentialFiles, FixedCredentials
 from imagebuild.errors import AuthError, RegistryError
-from imagebuild.platforms import Platform
-from imagebuild.reference import Reference
-from imagebuild.registry import Registry
-from imagebuild.retry import Retrier, RetryPolicy
-from imagebuild.settings import RegistrySettings
+from imagebuild.oci.platforms import Platform
+from imagebuild.oci.reference import Reference
+from imagebuild.registry.challenge import parse_challenges
+from imagebuild.registry.credentials import Credential, CredentialFiles, FixedCredentials
+from imagebuild.registry.registry import Registry
+from imagebuild.registry.retry import Retrier, RetryPolicy
+from imagebuild.registry.settings import RegistrySettings
 from tests.fake_registry import IDENTITY_TOKEN, PASSWORD, USER, FakeRegistry, Fault, basic
 
 AMD64 = Platform("linux", "amd64")

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from imagebuild.cli import main, make_parser
-from imagebuild.cli_disk import size_of
-from imagebuild.cli_output import age_text, plain, size_text
+from imagebuild.cli.disk import size_of
+from imagebuild.cli.main import main, make_parser
+from imagebuild.cli.output import age_text, plain, size_text
 from tests.fake_registry import FakeRegistry, Fault, fake_registry
 from tests.sample_images import old_docker_archive, some_layers, tar_of
 
@@ -61,7 +61,7 @@ def archive(tmp_path: Path) -> Path:
 
 def _command(*words: str, **options: Any) -> "subprocess.CompletedProcess[bytes]":
     options.setdefault("capture_output", True)
-    return subprocess.run([sys.executable, "-m", "imagebuild.cli", *words], check=False, **options)
+    return subprocess.run([sys.executable, "-m", "imagebuild.cli.main", *words], check=False, **options)
 
 
 def test_from_a_registry_to_nothing_left(run: Run, registry: FakeRegistry) -> None:
@@ -107,7 +107,7 @@ def test_pipes(archive: Path, tmp_path: Path) -> None:
     saved = _command("save", "app:1")
     again = _command("load", "--json", input=saved.stdout, env=os.environ | {"VCH_HOME": str(tmp_path / "second")})
     assert json.loads(again.stdout)[0]["reference"] == "docker.io/library/app:1"
-    gone = subprocess.Popen([sys.executable, "-m", "imagebuild.cli", "ls"], stdout=subprocess.PIPE)
+    gone = subprocess.Popen([sys.executable, "-m", "imagebuild.cli.main", "ls"], stdout=subprocess.PIPE)
     assert gone.stdout is not None
     gone.stdout.close()
     assert gone.wait() in (0, 1)
@@ -191,7 +191,7 @@ def test_bars_are_drawn_on_a_terminal_only(registry: FakeRegistry) -> None:
     _command("rm", f"{registry.address}/app")
     main_end, terminal = pty.openpty()
     child = subprocess.Popen(
-        [sys.executable, "-m", "imagebuild.cli", *words],
+        [sys.executable, "-m", "imagebuild.cli.main", *words],
         stdout=subprocess.DEVNULL,
         stderr=terminal,
         env=os.environ | {"TERM": "xterm", "COLUMNS": "100"},
@@ -211,7 +211,7 @@ def test_bars_are_drawn_on_a_terminal_only(registry: FakeRegistry) -> None:
 def test_ctrl_c_is_130(registry: FakeRegistry) -> None:
     registry.add_image("app", LAYERS)
     registry.fail("GET", "/manifests/", Fault.STALL, times=9)
-    command = [sys.executable, "-m", "imagebuild.cli", "pull", f"{registry.address}/app"]
+    command = [sys.executable, "-m", "imagebuild.cli.main", "pull", f"{registry.address}/app"]
     child = subprocess.Popen(command, stderr=subprocess.PIPE)
     while not registry.count("GET", "/manifests/"):
         assert child.poll() is None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from imagebuild.layer import ConvertedLayer, convert
+from imagebuild.layer.layer import ConvertedLayer, convert
 from tests import torture
 from tests.judges import Seen, fsck, look, mounted, needs_mount, needs_tool, snapshot
 
@@ -58,7 +58,7 @@ def test_inodes_written_early_are_the_same_files(
 ) -> None:
     archive = torture.base_layer()
     plain, _ = build(tmp_path, archive, "plain")
-    monkeypatch.setattr("imagebuild.erofs_writer.TAIL_BUDGET", budget)
+    monkeypatch.setattr("imagebuild.layer.erofs_writer.TAIL_BUDGET", budget)
     early, _ = build(tmp_path, archive, "early")
     fsck(early)
     with mounted(plain, tmp_path / "a") as one, mounted(early, tmp_path / "b") as other:

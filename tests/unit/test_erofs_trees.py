@@ -12,8 +12,8 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from imagebuild.erofs_reader import ErofsReader, Inode
-from imagebuild.layer import convert
+from imagebuild.layer.erofs_reader import ErofsReader, Inode
+from imagebuild.layer.layer import convert
 from tests.judges import Seen, fsck, mounted, needs_mount, needs_tool, snapshot
 from tests.torture import Archive
 

@@ -13,10 +13,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from imagebuild import crc32c
+from imagebuild.disk.ext4 import make_ext4
+from imagebuild.disk.ext4_encode import contents
+from imagebuild.disk.ext4_layout import BLOCK, GROUP, MAX_SIZE, MIN_JOURNALLED_SIZE, MIN_SIZE, plan
 from imagebuild.errors import DiskError
-from imagebuild.ext4 import make_ext4
-from imagebuild.ext4_encode import contents
-from imagebuild.ext4_layout import BLOCK, GROUP, MAX_SIZE, MIN_JOURNALLED_SIZE, MIN_SIZE, plan
 
 UUID = bytes(range(16))
 MIB, GIB, TIB = 1 << 20, 1 << 30, 1 << 40

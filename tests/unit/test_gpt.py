@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from imagebuild import gpt
+from imagebuild.disk import gpt
 from imagebuild.errors import DiskError
 
 DIFF_ID = "sha256:" + "0123456789abcdef" * 4

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from imagebuild import cpio, initramfs, runtime
-from imagebuild.elf import Elf
+from imagebuild.boot import cpio, initramfs, runtime
+from imagebuild.boot.elf import Elf
+from imagebuild.boot.kernel import Kernel
 from imagebuild.errors import InitramfsError
-from imagebuild.kernel import Kernel
 
 ROOT = Path(__file__).resolve().parents[2]
 

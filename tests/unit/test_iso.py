@@ -16,11 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from imagebuild.errors import MediaError
-from imagebuild.imageconfig import RunConfig
 from imagebuild.media import appliance, fat, hybrid, iso9660
 from imagebuild.media.bootloader import Bootloader
 from imagebuild.media.build import medium_size, source_date_epoch
 from imagebuild.media.iso import Content, IsoPlan, Recipe, plan_iso, write_iso
+from imagebuild.oci.imageconfig import RunConfig
 from tests.judges import needs_tool
 
 EPOCH = 1_700_000_000

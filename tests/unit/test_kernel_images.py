@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from imagebuild import bzimage
-from imagebuild.deb import unpack_deb
+from imagebuild.boot import bzimage
+from imagebuild.boot.deb import unpack_deb
 from imagebuild.errors import KernelError
 
 FILES = {"./boot/config-6.1": b"CONFIG_PVH=y\n", "./usr/share/doc/readme": b"odd"}

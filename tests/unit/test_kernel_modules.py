@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from imagebuild import kernel, kmod
+from imagebuild.boot import kernel, kmod
+from imagebuild.boot.kernel_cache import Kernel
+from imagebuild.boot.kmod import Module, ModuleIndex
 from imagebuild.errors import KernelError
-from imagebuild.kernel_cache import Kernel
-from imagebuild.kmod import Module, ModuleIndex
 
 
 def elf_with_modinfo(*items: str) -> bytes:

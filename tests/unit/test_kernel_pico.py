@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from imagebuild import kernel, kernel_cache, pico
+from imagebuild.boot import kernel, kernel_cache, pico
 from imagebuild.errors import KernelError
 
 

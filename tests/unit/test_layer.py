@@ -22,10 +22,10 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from imagebuild.decompress import Compression
 from imagebuild.errors import LayerError, StoreError
-from imagebuild.layer import ConvertedLayer, convert
-from imagebuild.limits import Limits
+from imagebuild.layer.decompress import Compression
+from imagebuild.layer.layer import ConvertedLayer, convert
+from imagebuild.layer.limits import Limits
 from tests import torture
 from tests.judges import fsck, mounted, needs_mount, needs_tool
 
@@ -267,7 +267,7 @@ def test_a_file_system_that_is_full(tmp_path: Path) -> None:
 def test_kill_leaves_nothing(tmp_path: Path) -> None:
     script = (
         "import sys, time, pathlib\n"
-        "from imagebuild.layer import convert\n"
+        "from imagebuild.layer.layer import convert\n"
         "def source():\n"
         "    yield sys.stdin.buffer.read()\n"
         "    print('written', flush=True)\n"
@@ -291,7 +291,7 @@ def test_kill_leaves_nothing(tmp_path: Path) -> None:
 
 MEMORY_SCRIPT = """
 import pathlib, sys, tarfile
-from imagebuild.layer import convert
+from imagebuild.layer.layer import convert
 
 def member(name, size):
     info = tarfile.TarInfo(name)

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from imagebuild.digest import digest_of, verify_bytes
 from imagebuild.errors import ManifestError
-from imagebuild.imageconfig import check_pair, check_platform, parse_config
 from imagebuild.jsoncheck import MAX_DOCUMENT
-from imagebuild.manifest import (
+from imagebuild.oci.imageconfig import check_pair, check_platform, parse_config
+from imagebuild.oci.manifest import (
     DOCKER_CONFIG,
     DOCKER_LAYER,
     DOCKER_LIST,
@@ -30,7 +30,7 @@ from imagebuild.manifest import (
     Manifest,
     parse_manifest,
 )
-from imagebuild.platforms import Platform
+from imagebuild.oci.platforms import Platform
 
 DIGEST = "sha256:" + "ab" * 32
 AMD64 = Platform("linux", "amd64")

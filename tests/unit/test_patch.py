@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from imagebuild.erofs_reader import ErofsReader
 from imagebuild.errors import LayerError
-from imagebuild.layer import convert
-from imagebuild.patch import settle
+from imagebuild.layer.erofs_reader import ErofsReader
+from imagebuild.layer.layer import convert
+from imagebuild.layer.patch import settle
 from tests import torture
 from tests.debian_image import cache_folder, debian_python_layout
 from tests.judges import Seen, fsck, needs_mount, needs_tool, snapshot, stacked

@@ -15,8 +15,8 @@ import imagebuild
 from imagebuild import Image, Progress, PullPolicy, RegistrySettings, Store, pull
 from imagebuild.digest import digest_of
 from imagebuild.errors import AuthError, LayerError, ManifestError, OperationError, RegistryError, StoreError
-from imagebuild.progress import Phase
-from imagebuild.verify import verify
+from imagebuild.store.verify import verify
+from imagebuild.transfer.progress import Phase
 from tests.fake_registry import FakeRegistry, Fault, fake_registry
 from tests.registry_fixture import running_registry
 from tests.sample_images import some_layers, write_layout

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagebuild.errors import ImageNameError
-from imagebuild.reference import Reference, is_loopback
+from imagebuild.oci.reference import Reference, is_loopback
 
 SHA256 = "sha256:" + "0123456789abcdef" * 4
 SHA512 = "sha512:" + "0123456789abcdef" * 8

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from imagebuild.errors import AuthError, ManifestError, NotFoundError, RegistryError
-from imagebuild.platforms import Platform
-from imagebuild.reference import Reference
+from imagebuild.oci.platforms import Platform
+from imagebuild.oci.reference import Reference
 from tests.fake_registry import (
     OCI_INDEX,
     OCI_MANIFEST,

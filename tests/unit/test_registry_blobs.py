@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from imagebuild.credentials import Credential, FixedCredentials
 from imagebuild.errors import AuthError, RegistryError
-from imagebuild.manifest import Descriptor
-from imagebuild.registry import Registry
-from imagebuild.retry import Retrier, RetryPolicy
-from imagebuild.settings import RegistrySettings
+from imagebuild.oci.manifest import Descriptor
+from imagebuild.registry.credentials import Credential, FixedCredentials
+from imagebuild.registry.registry import Registry
+from imagebuild.registry.retry import Retrier, RetryPolicy
+from imagebuild.registry.settings import RegistrySettings
 from tests.fake_registry import (
     OCI_LAYER_GZIP,
     PASSWORD,

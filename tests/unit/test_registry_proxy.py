@@ -14,12 +14,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from imagebuild.credentials import CredentialFiles
-from imagebuild.platforms import Platform
-from imagebuild.reference import Reference
-from imagebuild.registry import Registry
-from imagebuild.retry import Retrier, RetryPolicy
-from imagebuild.settings import RegistrySettings
+from imagebuild.oci.platforms import Platform
+from imagebuild.oci.reference import Reference
+from imagebuild.registry.credentials import CredentialFiles
+from imagebuild.registry.registry import Registry
+from imagebuild.registry.retry import Retrier, RetryPolicy
+from imagebuild.registry.settings import RegistrySettings
 from tests.fake_registry import FakeRegistry
 from tests.registry_fixture import CA_FILE, running_registry
 

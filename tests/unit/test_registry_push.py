@@ -8,12 +8,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from imagebuild.credentials import Credential, FixedCredentials
 from imagebuild.errors import AuthError, NotFoundError, RegistryError
-from imagebuild.manifest import Descriptor
-from imagebuild.registry import Registry
-from imagebuild.settings import RegistrySettings
-from imagebuild.upload import Pushed
+from imagebuild.oci.manifest import Descriptor
+from imagebuild.registry.credentials import Credential, FixedCredentials
+from imagebuild.registry.registry import Registry
+from imagebuild.registry.settings import RegistrySettings
+from imagebuild.registry.upload import Pushed
 from tests.fake_registry import (
     OCI_LAYER_GZIP,
     OCI_MANIFEST,

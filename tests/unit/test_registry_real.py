@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from imagebuild.credentials import Credential, CredentialFiles, FixedCredentials
 from imagebuild.errors import AuthError, NotFoundError, RegistryError
-from imagebuild.manifest import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Descriptor
-from imagebuild.platforms import Platform
-from imagebuild.reference import Reference
-from imagebuild.registry import Registry
-from imagebuild.settings import RegistrySettings
-from imagebuild.upload import Pushed
+from imagebuild.oci.manifest import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Descriptor
+from imagebuild.oci.platforms import Platform
+from imagebuild.oci.reference import Reference
+from imagebuild.registry.credentials import Credential, CredentialFiles, FixedCredentials
+from imagebuild.registry.registry import Registry
+from imagebuild.registry.settings import RegistrySettings
+from imagebuild.registry.upload import Pushed
 from tests.fake_registry import describe, sha256
 from tests.registry_fixture import CA_FILE, PASSWORD, USER, make_certificate, running_registry
 

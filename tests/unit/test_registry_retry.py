@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from imagebuild.client import error_text
-from imagebuild.endpoint import candidates, home
 from imagebuild.errors import RegistryError
-from imagebuild.origin import Origin, follow, proxies_for
-from imagebuild.registry import next_page
-from imagebuild.retry import RetryPolicy, parse_retry_after
-from imagebuild.settings import RegistrySettings
+from imagebuild.registry.client import error_text
+from imagebuild.registry.endpoint import candidates, home
+from imagebuild.registry.origin import Origin, follow, proxies_for
+from imagebuild.registry.registry import next_page
+from imagebuild.registry.retry import RetryPolicy, parse_retry_after
+from imagebuild.registry.settings import RegistrySettings
 
 NOW = 784111777.0  # Sun, 06 Nov 1994 08:49:37 GMT
 

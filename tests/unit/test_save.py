@@ -14,13 +14,13 @@ import pytest
 import zstandard
 
 from imagebuild import Image, Reference, RegistrySettings, Store, pull
-from imagebuild.collector import collect, remove
 from imagebuild.digest import digest_of
 from imagebuild.errors import LayerError, OperationError, SourceError, StoreError
-from imagebuild.import_image import import_image
-from imagebuild.push import push
-from imagebuild.save import Format, save
-from imagebuild.verify import verify
+from imagebuild.store.collector import collect, remove
+from imagebuild.store.verify import verify
+from imagebuild.transfer.import_image import import_image
+from imagebuild.transfer.push import push
+from imagebuild.transfer.save import Format, save
 from tests.fake_registry import FakeRegistry, fake_registry
 from tests.registry_fixture import running_registry
 from tests.sample_images import sha256, some_layers, tar_of, write_layout

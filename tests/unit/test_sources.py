@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from imagebuild.spelling import is_local
 
-from imagebuild.bundle import TarBundle
 from imagebuild.errors import ManifestError, OperationError, SourceError
-from imagebuild.open_source import all_images, open_bundle, open_source
-from imagebuild.platforms import Platform
+from imagebuild.oci.platforms import Platform
+from imagebuild.sources.bundle import TarBundle
+from imagebuild.sources.open_source import all_images, open_bundle, open_source
+from imagebuild.sources.spelling import is_local
 from tests.sample_images import (
     layout_files,
     new_docker_archive,
@@ -163,8 +163,8 @@ def test_compressed_archives(pack: "object", tmp_path: Path) -> None:
 
 def test_standard_input_may_be_a_pipe(tmp_path: Path) -> None:
     script = (
-        "from imagebuild.open_source import open_source\n"
-        "from imagebuild.platforms import Platform\n"
+        "from imagebuild.sources.open_source import open_source\n"
+        "from imagebuild.oci.platforms import Platform\n"
         "print(open_source('-').resolve(Platform.of('linux', 'amd64')).names)\n"
     )
     content = old_docker_archive({"one:1": LAYERS})

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from imagebuild import Image, PullPolicy, Store, pull
-from imagebuild.collector import collect, remove
 from imagebuild.errors import ImageNameError, OperationError, StoreError
 from imagebuild.locks import locked, try_lock
-from imagebuild.usage import usage
-from imagebuild.verify import verify
+from imagebuild.store.collector import collect, remove
+from imagebuild.store.usage import usage
+from imagebuild.store.verify import verify
 from tests.sample_images import some_layers, write_layout
 
 LAYERS = some_layers(2)

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagebuild.bytestream import ByteStream
-from imagebuild.entry import Entry, Kind
 from imagebuild.errors import LayerError
-from imagebuild.limits import Limits
-from imagebuild.tarheader import BLOCK, number
-from imagebuild.tarstream import TarStream
+from imagebuild.layer.bytestream import ByteStream
+from imagebuild.layer.entry import Entry, Kind
+from imagebuild.layer.limits import Limits
+from imagebuild.layer.tarheader import BLOCK, number
+from imagebuild.layer.tarstream import TarStream
 
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
 

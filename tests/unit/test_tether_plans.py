@@ -138,12 +138,20 @@ class TestTmpfs:
 class TestKernelArguments:
     def test_ours_among_the_kernels(self) -> None:
         found = kernelargs.parse("console=ttyS0 quiet tether.debug tether.link=a.b.c tether.off=reset\n")
-        assert found == kernelargs.KernelArguments(debug=True, port="a.b.c", reset_at_end=True)
+        assert found == kernelargs.KernelArguments(debug=True, link="virtio:a.b.c", reset_at_end=True)
         assert kernelargs.parse("quiet") == kernelargs.KernelArguments()
 
     def test_an_unknown_word_of_ours_is_an_error(self) -> None:
         with pytest.raises(TetherError, match="tether.lnk"):
             kernelargs.parse("tether.lnk=x")
+
+    @pytest.mark.parametrize("link", ["virtio:a.b", "uart:ttyS1", "vsock:2:1024", "vsock:listen:1024"])
+    def test_kinds_of_link(self, link: str) -> None:
+        assert kernelargs.parse(f"tether.link={link}").link == link
+
+    def test_an_unknown_kind_of_link_is_an_error(self) -> None:
+        with pytest.raises(TetherError, match="pigeon"):
+            kernelargs.parse("tether.link=pigeon:home")
 
 
 class TestFaults:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from imagebuild.imageconfig import RunConfig
+from imagebuild.oci.imageconfig import RunConfig
 from tether.spec import Host, Identity, Spec, Terminal
 from vch.errors import UsageError
 from vch.run_options import parse_run

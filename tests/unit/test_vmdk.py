@@ -13,7 +13,7 @@ from dissect.hypervisor.disk.vmdk import VMDK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagebuild import gpt, vmdk
+from imagebuild.disk import gpt, vmdk
 from imagebuild.errors import DiskError
 
 needs_qemu_img = pytest.mark.skipif(not shutil.which("qemu-img"), reason="needs qemu-img")

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from dissect.hypervisor.disk.vmdk import VMDK
 
-from imagebuild import vmdk
+from imagebuild.disk import vmdk
+from imagebuild.disk.vmdk_read import FlatExtent, read_descriptor
+from imagebuild.disk.vmdk_sparse import COVERAGE, GRAIN, MAX_SIZE, seal, write_delta, write_stream_optimized
 from imagebuild.errors import DiskError
-from imagebuild.vmdk_read import FlatExtent, read_descriptor
-from imagebuild.vmdk_sparse import COVERAGE, GRAIN, MAX_SIZE, seal, write_delta, write_stream_optimized
 
 needs_qemu_img = pytest.mark.skipif(not shutil.which("qemu-img"), reason="needs qemu-img")
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from imagebuild import cli
-from imagebuild.kernel import choose
+from imagebuild.boot.kernel import choose
+from imagebuild.cli import main as cli
 
 BOOT_SECONDS = 240  # a boot takes 5 to 15 on an idle machine without KVM
 MAC = "52:54:00:12:34:56"
@@ -124,8 +124,8 @@ def test_disk_and_network_of_a_vsphere_machine_work_and_the_disk_keeps_its_conte
 
 
 def layer_count(image: str) -> int:
-    from imagebuild.cli_common import user_store
-    from imagebuild.pulling import pull
+    from imagebuild.cli.common import user_store
+    from imagebuild.transfer.pulling import pull
 
     return len(pull(image, store=user_store()).layers)
 

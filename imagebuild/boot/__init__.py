@@ -1,0 +1,1 @@
+"""What a machine boots: kernels, modules, the initramfs."""

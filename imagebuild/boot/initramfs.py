@@ -1,0 +1,149 @@
+"""The boot image: Python, the agent and the kernel's modules as one compressed cpio archive.
+
+    /init                      one line of Python, found by the kernel without any argument
+    /usr/bin/python3.11        the interpreter, its loader and libraries in their usual places
+    /usr/lib/python3.11/       the modules that the agent imports, and the agent itself, as .pyc
+    /lib/modules/load          names of the kernel modules beside it, in load order (absent if the kernel needs none)
+    /lib/modules/demand        a line for each module that is loaded when asked for: its name, its files in load order
+
+No root, no external program, and the same bytes for the same inputs.  Built once per content: the file's name is the
+key of everything that goes in, this builder included.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import zstandard
+
+from imagebuild.boot import cpio, runtime
+from imagebuild.boot.kernel import Kernel, boot_modules, demand_modules
+from imagebuild.errors import InitramfsError
+
+AGENT = "tether"
+MAIN_MODULE = "tether.__main__"
+LATE_IMPORTS = ("json",)  # standard library modules that the agent imports inside functions
+ZSTD_LEVEL = 19  # 3 s once; decompression does not get slower, and a host keeps few of these files
+KEPT = 8  # boot images in the cache: a few kernels, a few versions of the agent; each has 4 to 5 MB
+MODULE_FOLDER = "lib/modules"
+MODULE_LIST = f"{MODULE_FOLDER}/load"
+DEMAND_LIST = f"{MODULE_FOLDER}/demand"
+
+# -I: no environment, no user site; -S: no site.py; utf8: no search for a locale.  The kernel passes the rest of the
+# line as one argument, hence one word.
+# The garbage collector would look at everything that the imports make, again and again, and find nothing: 3 million of
+# the 35 million instructions that they take.  The agent switches it on once the container runs.
+INIT = f"""#!/{runtime.INTERPRETER} -ISXutf8
+from gc import disable
+disable()
+from {MAIN_MODULE} import main
+main()
+""".encode()
+
+EMPTY_FOLDERS = ("dev", "proc", "sys", "run", "tmp")
+
+
+@dataclass(frozen=True)
+class Initramfs:
+    """A boot image: `size` is compressed, `unpacked` what it takes of the guest's memory, in bytes."""
+
+    path: Path
+    key: str
+    size: int
+    unpacked: int
+
+
+@dataclass(frozen=True)
+class Modules:
+    """Kernel modules to bring along: `load` at once, in this order; `demand` by name, each with what it depends on."""
+
+    load: list[Path]
+    demand: dict[str, list[Path]]
+
+    def files(self) -> list[Path]:
+        """Every file, once."""
+        return list(dict.fromkeys((*self.load, *(path for paths in self.demand.values() for path in paths))))
+
+    def lists(self) -> list[cpio.Entry]:
+        """The two lists that the agent reads; none for a kernel without modules."""
+        if not self.files():
+            return []
+        load = "".join(f"{path.name}\n" for path in self.load)
+        demand = "".join(f"{name} {' '.join(path.name for path in paths)}\n" for name, paths in self.demand.items())
+        return [cpio.file(MODULE_LIST, load.encode()), cpio.file(DEMAND_LIST, demand.encode())]
+
+
+def build_initramfs(kernel: Kernel, cache: Path, source_root: Path | None = None) -> Initramfs:
+    """The boot image for `kernel`, made if `cache` does not have it.
+
+    `source_root` is the folder that has the agent's package (default: where this package is).  Raises InitramfsError,
+    and KernelError for a kernel without its modules.
+    """
+    root = source_root or Path(__file__).resolve().parents[2]
+    python = runtime.find_runtime()
+    modules = Modules(boot_modules(kernel), demand_modules(kernel))
+    key = _key(python, root, modules)
+    folder = cache / "initramfs"
+    path = folder / f"{key}.cpio.zst"
+    try:
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".building-", dir=folder) as scratch:
+                made = Path(scratch, "image")
+                made.write_bytes(_compressed(cpio.archive(entries(python, root, modules, Path(scratch, "compiled")))))
+                os.replace(made, path)
+            _forget_old(folder)
+        unpacked = zstandard.frame_content_size(path.open("rb").read(64))
+    except OSError as error:
+        raise InitramfsError("build initramfs", str(path), error.strerror or str(error),
+                             f"make room in {cache} (20 MB) and try again") from error
+    return Initramfs(path, key, path.stat().st_size, unpacked)
+
+
+def entries(python: runtime.Runtime, root: Path, modules: Modules, scratch: Path) -> list[cpio.Entry]:
+    """What goes in.  `scratch` is a folder to compile in."""
+    imported = runtime.imported_modules(python, root, (MAIN_MODULE, *LATE_IMPORTS))
+    wanted = {module.name: module for module in (*imported, *runtime.agent_modules(root, AGENT))}
+    every = [wanted[name] for name in sorted(wanted)]
+    compiled = runtime.compile_modules(python, every, scratch)
+    return [
+        cpio.file("init", INIT, 0o755),
+        cpio.character_device("dev/console", 5, 1),  # the kernel opens it for PID 1 before anything is mounted
+        cpio.file(runtime.INTERPRETER, python.interpreter.read_bytes(), 0o755),
+        *(cpio.directory(path) for path in EMPTY_FOLDERS),
+        *(cpio.file(f"{runtime.LIBRARY}/{name}", code) for name, code in compiled.items()),
+        *(cpio.file(f"{runtime.LIBRARY}/{module.target()}", module.file.read_bytes())
+          for module in every if module.is_extension),
+        *(cpio.file(name, path.read_bytes(), 0o755) for name, path in runtime.shared_objects(python, every).items()),
+        *(cpio.file(f"{MODULE_FOLDER}/{path.name}", path.read_bytes()) for path in modules.files()),
+        *modules.lists(),
+    ]
+
+
+def _forget_old(folder: Path) -> None:
+    """Removes what has not been made for long; whoever starts a VM with one of the newest still finds it."""
+    images = sorted(folder.glob("*.cpio.zst"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for path in images[KEPT:]:
+        path.unlink(missing_ok=True)
+
+
+def _compressed(data: bytes) -> bytes:
+    return zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=False, threads=0).compress(data)
+
+
+def _key(python: runtime.Runtime, root: Path, modules: Modules) -> str:
+    """A digest of all inputs: sources by content, what packages installed by name, size and time of change."""
+    digest = hashlib.sha256(python.fingerprint().encode())
+    builder = Path(__file__).resolve().parent
+    for module in (*runtime.agent_modules(root, AGENT), *(runtime.Module(name, builder / name) for name in
+                                                          ("cpio.py", "elf.py", "initramfs.py", "runtime.py"))):
+        digest.update(f"\0{module.name}\0".encode())
+        digest.update(module.file.read_bytes())
+    digest.update(b"".join(entry.content for entry in modules.lists()))
+    for path in modules.files():
+        digest.update(f"\0{path.name}\0{path.stat().st_size}\0{path.stat().st_mtime_ns}".encode())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,1 @@
+"""From a layer's tar to an EROFS image, in one pass."""

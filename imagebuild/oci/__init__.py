@@ -1,0 +1,1 @@
+"""What images are made of, by the OCI image-spec: references, manifests, configs, platforms."""

@@ -1,0 +1,1 @@
+"""The registry client: challenges, credentials, retries, pull and push (OCI distribution-spec)."""

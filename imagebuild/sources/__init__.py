@@ -1,0 +1,1 @@
+"""Where images can be read from: a registry, an OCI layout, an archive."""

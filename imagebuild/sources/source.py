@@ -1,0 +1,82 @@
+"""Where images come from: one small interface, and what implements it for registries; spelling.py lists all kinds."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+
+from imagebuild.oci.imageconfig import ImageConfig
+from imagebuild.oci.manifest import Descriptor, Manifest
+from imagebuild.oci.platforms import Platform
+from imagebuild.oci.reference import Reference
+from imagebuild.registry.registry import Registry
+from imagebuild.registry.settings import RegistrySettings
+
+
+@dataclass(frozen=True)
+class SourceImage:
+    """An image that a source has: verified metadata, and blobs for the asking.
+
+    ``names`` are what to call it in the store, ``origin`` is the registry's name for it that still leads to its blobs
+    later, empty if there is none.
+    """
+
+    digest: str
+    manifest: Manifest
+    config: ImageConfig
+    names: tuple[str, ...]
+    origin: str = ""
+
+
+class Source(ABC):
+    """Something that has an image; a context manager.  ``blob`` may be used from several threads."""
+
+    #: Whether the user's program also keeps what is needed to get the image's blobs again.
+    durable = False
+
+    @abstractmethod
+    def resolve(self, platform: Platform | None) -> SourceImage:
+        """The image for a platform (this host's if None).  Raises OperationError."""
+
+    @abstractmethod
+    def blob(self, descriptor: Descriptor) -> AbstractContextManager[Iterator[bytes]]:
+        """The bytes of a blob of the resolved image, not verified."""
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to close
+        """Let go of what is open."""
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class RegistrySource(Source):
+    """An image in a registry."""
+
+    durable = True
+
+    def __init__(self, reference: Reference, settings: RegistrySettings | None = None) -> None:
+        self._reference = reference
+        self._registry = Registry(settings)
+
+    def resolve(self, platform: Platform | None) -> SourceImage:
+        found = self._registry.resolve(self._reference, platform)
+        reference = self._reference
+        name = f"{reference.name}@{reference.digest}" if reference.digest else str(reference)
+        origin = f"{reference.name}@{found.digest}"
+        return SourceImage(found.digest, found.manifest, found.config, (name,), origin)
+
+    @contextmanager
+    def blob(self, descriptor: Descriptor) -> Iterator[Iterator[bytes]]:
+        with self._registry.blob(self._reference, descriptor) as stream:
+            yield iter(stream)
+
+    def close(self) -> None:
+        self._registry.close()

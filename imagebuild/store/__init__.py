@@ -1,0 +1,1 @@
+"""The local store of images and layers."""
