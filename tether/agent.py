@@ -46,8 +46,9 @@ if TYPE_CHECKING:
     import signal as _signal
     from collections.abc import Callable
 
+    from tether.hostlink import FixedLine
     from tether.link.events import Event
-    from tether.link.transport import Transport
+    from tether.vsockline import VsockLine
 else:
     import _signal
 
@@ -61,10 +62,10 @@ SIGNAL_BYTES = 4096
 class Agent:
     """See the module.  `stopping` is None until somebody wants the VM to end."""
 
-    def __init__(self, transport: "Transport", arrived: int, steps: Steps) -> None:
+    def __init__(self, line: "FixedLine | VsockLine", arrived: int, steps: Steps) -> None:
         self.reactor, self.steps = Reactor(), steps
-        self.endpoint = Endpoint(TETHER, transport.limits, software=f"tether {__version__}")
-        self.wire = Wire(self.reactor, self.endpoint, self._take)
+        self.endpoint = Endpoint(TETHER, line.limits, software=f"tether {__version__}")
+        self.wire = Wire(self.reactor, self.endpoint, self._take, line.lost)
         self.stopping: Shutdown | None = None
         self.failure: Fault | None = None
         self._start: tuple[int, Start] | None = None  # the Start that was asked for, and its request
@@ -84,7 +85,7 @@ class Agent:
             Shutdown: self._take_shutdown,
             Ping: self._take_ping,
         }
-        self.wire.attach(transport)
+        line.serve(self.wire)
 
     # the phases of its life
 

@@ -1,23 +1,58 @@
-"""Opening the link: to the host by the virtio-serial port that the kernel command line names, or to ourselves."""
+"""Opening the link: to the host by the line that the kernel command line names, or to ourselves.
 
-from tether.kernelargs import KernelArguments
+A line lasts as long as the VM.  That of a virtio-serial port or a UART is a descriptor that stays good when the host
+goes away and comes back; that of vsock (tether/vsockline.py) is got anew each time.
+"""
+
+from tether.kernelargs import UART, VIRTIO, KernelArguments
 from tether.link.errors import TransportError
 from tether.link.transport import Transport
-from tether.link.transport_virtio import open_virtio_port
 from tether.uevents import wait_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tether.link.limits import Limits
     from tether.link.reactor import Reactor
+    from tether.link.wire import Wire
+    from tether.vsockline import VsockLine
 
 
-def open_link(arguments: KernelArguments) -> tuple[Transport, Transport | None]:
-    """The transport; and its other end too, if this VM brings its own spec.  Raises TetherError."""
+class FixedLine:
+    """A line whose transport is open already, and stays."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.limits: Limits = transport.limits
+        self._transport = transport
+
+    def serve(self, wire: "Wire") -> None:
+        """From now on the wire has a transport whenever there is one."""
+        wire.attach(self._transport)
+
+    def lost(self, reason: str) -> None:
+        """The wire has lost its transport.  This one is lost for good: a link to ourselves has no host to come back."""
+
+
+def open_link(arguments: KernelArguments) -> "tuple[FixedLine | VsockLine, Transport | None]":
+    """The line; and its other end too, if this VM brings its own spec.  Raises TetherError."""
     if arguments.spec:
         from tether.alone import link_to_self
 
-        return link_to_self()
-    return _open_port(arguments.port), None
+        near, far = link_to_self()
+        return FixedLine(near), far
+    kind, _, address = arguments.link.partition(":")
+    if kind == VIRTIO:
+        from tether.link.transport_virtio import open_virtio_port
+
+        return FixedLine(_await(f"virtio-serial port {address}", lambda: open_virtio_port(address))), None
+    if kind == UART:
+        from tether.link.transport_uart import open_uart
+
+        return FixedLine(_await(f"serial port {address}", lambda: open_uart(address))), None
+    from tether.vsockline import vsock_line
+
+    return vsock_line(address), None
 
 
 def take_care(reactor: "Reactor", far_end: Transport, source: str) -> None:
@@ -27,15 +62,15 @@ def take_care(reactor: "Reactor", far_end: Transport, source: str) -> None:
     Caretaker(reactor, far_end, find_spec(source))  # the reactor keeps it
 
 
-def _open_port(port: str) -> Transport:
-    """The transport, awaited.  Raises TetherError that says why it cannot be opened."""
+def _await(what: str, opened: "Callable[[], Transport]") -> Transport:
+    """The transport, as soon as its device is there.  Raises TetherError that says why it cannot be opened."""
     reason = [""]
 
     def probe() -> Transport | None:
         try:
-            return open_virtio_port(port)
+            return opened()
         except TransportError as error:
             reason[0] = str(error)
             return None
 
-    return wait_for(f"virtio-serial port {port}", probe, lambda: reason[0])
+    return wait_for(what, probe, lambda: reason[0])

@@ -3,7 +3,12 @@
     tether.debug               say on the console what is being done
     tether.spec=iso:LABEL      nobody talks to this VM: run what /vch/spec.json on the ISO with this volume label says,
                                with the console as its output
-    tether.link=NAME           name of the virtio-serial port of the link (default org.vch.link.0)
+    tether.link=LINE           where the appliance is (default virtio:org.vch.link.0):
+                                 virtio:NAME         the virtio-serial port of this name
+                                 uart:ttyS1          the serial port of this name
+                                 vsock:CID:PORT      connect there; CID 2 is the host
+                                 vsock:listen:PORT   wait there for the host to connect
+                               A word without a colon is the name of a virtio-serial port.
     tether.off=reset           end by a reset instead of a power-off: for machines that cannot power off, under a
                                hypervisor that takes a reset for the end (QEMU's -no-reboot)
 
@@ -14,14 +19,16 @@ from tether.faults import TetherError
 from tether.link.record import Record
 
 PREFIX = "tether."
-DEFAULT_PORT = "org.vch.link.0"
+VIRTIO, UART, VSOCK = "virtio", "uart", "vsock"
+DEFAULT_LINK = f"{VIRTIO}:org.vch.link.0"
+_KNOWN = "tether.debug, tether.link=LINE, tether.spec=SOURCE, tether.off=reset"
 
 
 class KernelArguments(Record):
-    """The words that are meant for tether."""
+    """The words that are meant for tether.  `link` is always of the form KIND:ADDRESS."""
 
     debug: bool = False
-    port: str = DEFAULT_PORT
+    link: str = DEFAULT_LINK
     reset_at_end: bool = False
     spec: str = ""
 
@@ -35,12 +42,21 @@ def parse(line: str) -> KernelArguments:
         if word == "tether.debug":
             arguments = arguments.but(debug=True)
         elif word.startswith("tether.link="):
-            arguments = arguments.but(port=word.removeprefix("tether.link="))
+            arguments = arguments.but(link=_link(word.removeprefix("tether.link=")))
         elif word.startswith("tether.spec="):
             arguments = arguments.but(spec=word.removeprefix("tether.spec="))
         elif word == "tether.off=reset":
             arguments = arguments.but(reset_at_end=True)
         else:
-            raise TetherError("kernel command line", f"unknown word {word!r}",
-                              hint="known are tether.debug, tether.link=NAME, tether.spec=SOURCE, tether.off=reset")
+            raise TetherError("kernel command line", f"unknown word {word!r}", hint=f"known are {_KNOWN}")
     return arguments
+
+
+def _link(value: str) -> str:
+    kind, colon, _ = value.partition(":")
+    if not colon:
+        return f"{VIRTIO}:{value}"
+    if kind not in (VIRTIO, UART, VSOCK):
+        raise TetherError("kernel command line", f"tether.link={value}: unknown kind of link {kind!r}",
+                          hint=f"known are {VIRTIO}:NAME, {UART}:NAME, {VSOCK}:CID:PORT, {VSOCK}:listen:PORT")
+    return value

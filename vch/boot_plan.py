@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vch.qemu import CONSOLE_DEVICE, Accelerator, BootFiles
+from vch.qemu import CONSOLE_DEVICE, Accelerator, BootFiles, LinkKind, link_argument
 
 if TYPE_CHECKING:
     from imagebuild.boot.kernel_cache import Kernel
@@ -35,12 +35,15 @@ EMULATED_SINGLE = ("nolapic_timer",)
 PICO_SINGLE = ("acpi=noirq",)
 
 
-def kernel_arguments(kernel: Kernel, accelerator: Accelerator, cpus: int, debug: bool) -> tuple[str, ...]:
+def kernel_arguments(
+    kernel: Kernel, accelerator: Accelerator, cpus: int, debug: bool, link: LinkKind = LinkKind.VIRTIO_SERIAL
+) -> tuple[str, ...]:
     """The kernel command line."""
     emulated, single = accelerator is Accelerator.TCG, cpus == 1
     return (
         *ALWAYS,
         "tether.debug" if debug else "quiet",
+        *link_argument(link),
         *(EMULATED if emulated else ()),
         *(EMULATED_SINGLE if emulated and single else ()),
         *(PICO_SINGLE if kernel.name == PICO and single else ()),

@@ -17,6 +17,7 @@ from tether.link import events as link
 from tether.link.endpoint import Endpoint
 from tether.link.errors import LinkError
 from tether.link.hello import APPLIANCE
+from tether.link.limits import PORT, UART
 from tether.link.messages import FIRST_SESSION_STREAM, STREAMS_PER_SESSION, Ended, Fault, Goodbye, Ready
 from tether.link.reactor import Reactor, Watch
 from tether.link.transport import of_fd
@@ -26,7 +27,7 @@ from vch.console import Console
 from vch.errors import GuestError, MachineError, OperationError
 from vch.explain import Evidence, Stage, explain
 from vch.promise import Promise
-from vch.qemu import Channels, MachineConfig
+from vch.qemu import Channels, LinkKind, MachineConfig
 from vch.qemu_process import Ended as QemuEnded
 from vch.qemu_process import QemuProcess, channel
 from vch.qmp import Qmp, QmpEvent, QmpProtocolError
@@ -52,7 +53,8 @@ class Driver:
         self.notices: list[str] = []
         """What the user should hear of although it ended nothing: the host's disk is full."""
         self._config, self._program = config, program
-        self._endpoint = Endpoint(APPLIANCE, software="vch")
+        limits = UART if config.link is LinkKind.UART else PORT
+        self._endpoint = Endpoint(APPLIANCE, limits, software="vch")
         self._wire = Wire(self.reactor, self._endpoint, self._link_event, self._link_closed)
         self._qmp = Qmp()
         self._sessions: dict[int, Session] = {}

@@ -49,7 +49,8 @@ def prepare(options: RunOptions, settings: Settings, debug: Callable[[str], None
     debug(f"kernel {kernel.name} {kernel.release}, boot image {initramfs.path.name}: {initramfs.size} bytes")
     verdict = accel.choose(settings.accelerator, settings.state, kernel.pvh or kernel.image, program)
     debug(f"accelerator {verdict.accelerator.value}: {verdict.reason}")
-    words = kernel_arguments(kernel, verdict.accelerator, options.cpus or settings.cpus, options.debug)
+    cpus = options.cpus or settings.cpus
+    words = kernel_arguments(kernel, verdict.accelerator, cpus, options.debug, settings.link)
     boot = boot_files(kernel, initramfs.path, words, find_firmware(program))
     disk = image.disk() if image.layers else None
     return Prepared(image.config.run, len(image.layers), disk, lease, boot, verdict, program)

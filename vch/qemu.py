@@ -4,8 +4,11 @@ Everything the machine talks to is an inherited file descriptor, so it has no pa
 or taken by somebody else:
 
     qmp      QEMU's monitor                      (vch/qmp.py)
-    link     the virtio-serial port of tether    (docs/protocol.md)
+    link     the port of tether                  (docs/protocol.md)
     console  the 16550 that the kernel and tether's last words go to
+
+The link is a virtio-serial port unless the machine says otherwise: a second 16550 for guests that know nothing better,
+or vsock, which is the host kernel's (`vhost_cid`) or ours (vch/vsock).
 
 Disks are SCSI on one controller present from the start, because a disk added later then needs no new PCI device.
 """
@@ -23,6 +26,9 @@ from vch.ports import Published
 PROGRAM = "qemu-system-x86_64"
 LINK_PORT = "org.vch.link.0"  # name of tether's virtio-serial port, as the guest sees it
 CONSOLE_DEVICE = "ttyS0"
+LINK_UART = "ttyS1"
+LINK_VSOCK_PORT = 5180  # of the host, where tether connects to; above 1023, so no privilege is needed
+HOST_CID = 2  # VMADDR_CID_HOST
 
 # What slirp, the user-mode network, gives to its one guest (QEMU manual, "Using the user mode network stack").
 USER_ADDRESS = "10.0.2.15/24"
@@ -35,6 +41,14 @@ class Accelerator(Enum):
 
     KVM = "kvm"
     TCG = "tcg"
+
+
+class LinkKind(Enum):
+    """What carries the link."""
+
+    VIRTIO_SERIAL = "virtio-serial"
+    UART = "uart"
+    VSOCK = "vsock"
 
 
 @dataclass(frozen=True)
@@ -91,6 +105,15 @@ class MachineConfig:
     network: UserNetwork | None = None
     fd_sets: Mapping[int, int] = field(default_factory=dict)
     """Files that drives name as /dev/fdset/N: N -> file descriptor that QEMU inherits."""
+    link: LinkKind = LinkKind.VIRTIO_SERIAL
+    vhost_cid: int = 0
+    """With VSOCK: the guest's CID at the host kernel's vhost-vsock; 0: the link's channel is a vhost-user backend."""
+    link_path: Path | None = None
+    """QEMU listens there for the link, so that it can be cut and connected anew; then `Channels.link` is not used."""
+    devices: tuple[str, ...] = ()
+    """More words for the command line: benches and tests put a raw port beside the link."""
+    device_fds: tuple[int, ...] = ()
+    """File descriptors that these speak of."""
 
 
 def command_line(config: MachineConfig, channels: Channels, program: str = PROGRAM) -> list[str]:
@@ -99,6 +122,8 @@ def command_line(config: MachineConfig, channels: Channels, program: str = PROGR
         program,
         *_base(config),
         *_channels(channels),
+        *_link(config, channels.link),
+        *config.devices,
         *_drives(config),
         *_network(config.network),
         *_boot(config.boot),
@@ -107,7 +132,7 @@ def command_line(config: MachineConfig, channels: Channels, program: str = PROGR
 
 def inherited(config: MachineConfig, channels: Channels) -> tuple[int, ...]:
     """The file descriptors that the command line speaks of."""
-    return (channels.qmp, channels.link, channels.console, *config.fd_sets.values())
+    return (channels.qmp, channels.link, channels.console, *config.fd_sets.values(), *config.device_fds)
 
 
 def _base(config: MachineConfig) -> list[str]:
@@ -141,10 +166,40 @@ def _channels(channels: Channels) -> list[str]:
         *("-mon", "chardev=qmp,mode=control"),
         *("-chardev", f"socket,id=console,fd={channels.console}"),
         *("-serial", "chardev:console"),
-        *("-chardev", f"socket,id=link,fd={channels.link}"),
+    ]
+
+
+def _link(config: MachineConfig, fd: int) -> list[str]:
+    """The link's device.  A vhost-user backend reads the guest's memory, so that must be shared with it."""
+    if config.link is LinkKind.VSOCK and config.vhost_cid:
+        return ["-device", f"vhost-vsock-pci,guest-cid={config.vhost_cid}"]
+    path = config.link_path
+    chardev = f"path={_escaped(str(path))},server=on,wait=off" if path else f"fd={fd}"
+    words = ["-chardev", f"socket,id=link,{chardev}"]
+    if config.link is LinkKind.UART:
+        return [*words, "-serial", "chardev:link"]
+    if config.link is LinkKind.VSOCK:
+        return [
+            *("-object", f"memory-backend-memfd,id=ram,size={config.memory_mib}M,share=on"),
+            *("-machine", "memory-backend=ram"),
+            *words,
+            *("-device", "vhost-user-vsock-pci,chardev=link"),
+        ]
+    return [
+        *words,
         *("-device", "virtio-serial-pci,id=ports"),
         *("-device", f"virtserialport,bus=ports.0,chardev=link,name={LINK_PORT}"),
     ]
+
+
+def link_argument(config_link: LinkKind) -> tuple[str, ...]:
+    """The word of the kernel command line that tells tether; none for its default."""
+    where = {
+        LinkKind.VIRTIO_SERIAL: "",
+        LinkKind.UART: f"uart:{LINK_UART}",
+        LinkKind.VSOCK: f"vsock:{HOST_CID}:{LINK_VSOCK_PORT}",
+    }[config_link]
+    return (f"tether.link={where}",) if where else ()
 
 
 def _drives(config: MachineConfig) -> list[str]:

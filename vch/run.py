@@ -207,6 +207,7 @@ class _Run:
             drives=tuple(disks.drives),
             network=network,
             fd_sets=disks.fd_sets,
+            link=self._settings.link,
         )
 
     def _placement(self, prepared: Prepared, id_: str) -> Placement:

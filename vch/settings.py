@@ -7,6 +7,7 @@
     accelerator = "auto"        # VCH_ACCEL       auto, kvm or tcg
     kernel = "pico"             # VCH_KERNEL      pico or debian-cloud; default: pico where it has been built
     qemu = "qemu-system-x86_64" # VCH_QEMU        program to run
+    link = "virtio-serial"      # VCH_LINK        what carries the link: virtio-serial, uart or vsock
     disk_size = "16g"           # VCH_DISK_SIZE   most that a container can write
     volume_size = "16g"         # VCH_VOLUME_SIZE of a volume that is made
 
@@ -22,8 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from imagebuild import home
-from vch import qemu, values
+from vch import values
 from vch.errors import SettingsError
+from vch.qemu import PROGRAM, LinkKind
 
 if TYPE_CHECKING:
     from imagebuild.registry.settings import RegistrySettings
@@ -35,6 +37,7 @@ GIB = 1 << 30
 TABLE = "machine"  # of config.toml
 ACCELERATORS = ("auto", "kvm", "tcg")
 KERNELS = ("pico", "debian-cloud")
+LINKS = tuple(kind.value for kind in LinkKind)
 
 # Measured with Debian's cloud kernel, the larger of the two: the kernel, the boot image and tether take 75 MiB of it.
 DEFAULT_MEMORY = 256 * MIB
@@ -53,7 +56,8 @@ class Settings:
     cpus: int = DEFAULT_CPUS
     accelerator: str = "auto"
     kernel: str | None = None
-    qemu: str = qemu.PROGRAM
+    qemu: str = PROGRAM
+    link: LinkKind = LinkKind.VIRTIO_SERIAL
     disk_size: int = DISK_SIZE
     volume_size: int = DISK_SIZE
 
@@ -72,7 +76,8 @@ def load(environ: Mapping[str, str]) -> Settings:
         cpus=given.value("cpus", "VCH_CPUS", _count, DEFAULT_CPUS),
         accelerator=given.value("accelerator", "VCH_ACCEL", _choice(ACCELERATORS), "auto"),
         kernel=given.value("kernel", "VCH_KERNEL", _choice(KERNELS), None),
-        qemu=given.value("qemu", "VCH_QEMU", str, qemu.PROGRAM),
+        qemu=given.value("qemu", "VCH_QEMU", str, PROGRAM),
+        link=LinkKind(given.value("link", "VCH_LINK", _choice(LINKS), LinkKind.VIRTIO_SERIAL.value)),
         disk_size=given.value("disk_size", "VCH_DISK_SIZE", _size, DISK_SIZE),
         volume_size=given.value("volume_size", "VCH_VOLUME_SIZE", _size, DISK_SIZE),
     )
