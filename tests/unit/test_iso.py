@@ -17,22 +17,11 @@ from hypothesis import strategies as st
 
 from imagebuild.errors import MediaError
 from imagebuild.media import appliance, fat, hybrid, iso9660
-from imagebuild.media.bootloader import Bootloader
 from imagebuild.media.build import medium_size, source_date_epoch
-from imagebuild.media.iso import Content, IsoPlan, Recipe, plan_iso, write_iso
+from imagebuild.media.iso import Content, IsoPlan, plan_iso, write_iso
 from imagebuild.oci.imageconfig import RunConfig
 from tests.judges import needs_tool
-
-EPOCH = 1_700_000_000
-CD = 737_280_000
-ISOLINUX = bytes(64) + bytes.fromhex("fbc07870") + bytes(range(256)) * 20
-LOADER = Bootloader(isolinux=ISOLINUX, ldlinux=b"ldlinux" * 99, disk_code=b"\xcc" * 432, efi=b"MZ" * 7777)
-KERNEL, INITRAMFS = b"kernel!" * 100_000, b"initramfs" * 50_000
-
-
-def recipe(**changes: Any) -> Recipe:
-    given = {"kernel": KERNEL, "initramfs": INITRAMFS, "bootloader": LOADER, "epoch": EPOCH, "max_bytes": CD}
-    return Recipe(**{**given, **changes})
+from tests.media_parts import CD, EPOCH, INITRAMFS, ISOLINUX, KERNEL, LOADER, recipe
 
 
 def written(plan: IsoPlan, folder: Path) -> Path:

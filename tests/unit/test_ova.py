@@ -22,7 +22,7 @@ from imagebuild.media.build import build_ova
 from imagebuild.media.iso import Content, plan_iso
 from imagebuild.media.ova import DISK_ALIGNMENT, Drive, Firmware, Machine, manifest
 from tests.judges import needs_tool
-from tests.unit.test_iso import EPOCH, recipe
+from tests.media_parts import EPOCH, recipe
 
 OVF = "{http://schemas.dmtf.org/ovf/envelope/1}"
 RASD = "{http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_ResourceAllocationSettingData}"
