@@ -9,7 +9,7 @@ BIN    := $(VENV)/bin
 IMAGE ?=
 CMD   ?=
 
-.PHONY: help run test test-unit test-vm lint bench fuzz pico iso boot-iso setup clean
+.PHONY: help packages run test test-unit test-vm lint bench fuzz pico iso boot-iso setup clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,14 +17,16 @@ help: ## this list
 run: setup ## run IMAGE (or a demo image) as a VM: make run IMAGE=REF CMD="..."
 	@scripts/run-demo "$(IMAGE)" $(CMD)
 
-setup: ## install what is missing and make .venv with the commands vch and imagebuild
-	@scripts/install-packages run
-	@$(MAKE) --no-print-directory $(STAMP)
+setup: $(STAMP) ## install what is missing and make .venv with the commands vch and imagebuild
 
-$(STAMP): setup.cfg pyproject.toml
+packages:
+	@scripts/install-packages run
+
+$(STAMP): setup.cfg pyproject.toml | packages
 	@echo "making $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,guest]'
+	@$(BIN)/pip install --disable-pip-version-check --editable '.[test,guest]' >$(VENV)/pip.log 2>&1 || \
+		{ cat $(VENV)/pip.log >&2; exit 1; }
 	@touch $@
 
 test: setup ## lint, types, unit tests, then tests in real VMs

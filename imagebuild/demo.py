@@ -1,9 +1,10 @@
 """The demo image: three layers around Debian's busybox, made on this machine without root and without a registry.
 
-    python -m imagebuild.demo DIRECTORY
+    python -m imagebuild.demo [DIRECTORY]
 
-writes an OCI image layout.  The layers do what layers of real images do: the first brings the programs, the second
-configuration and a program of its own, the third removes a file of the first and adds one.
+writes an OCI image layout, into the state folder unless told otherwise, and prints how to refer to it.  The layers do
+what layers of real images do: the first brings the programs, the second configuration and a program of its own, the
+third removes a file of the first and adds one.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from pathlib import Path
 
 from imagebuild.boot.deb import unpack_deb
 from imagebuild.errors import OperationError
+from imagebuild.home import home
 from imagebuild.oci.compose import LayerTar, write_layout
 
 PACKAGE = "busybox-static"
 BUSYBOX = "bin/busybox"
+TAG = "demo"
 DOWNLOAD_SECONDS = 120  # one package of 1 MB; a mirror that takes longer is not going to answer
 APPLETS = (
     "ash awk base64 basename cat chmod chown cksum clear cp cut date dd df diff dirname dmesg du echo ed env expr "
@@ -90,7 +93,7 @@ def write_demo(directory: Path) -> None:
     directory.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=directory.name + ".", dir=directory.parent))
     try:
-        write_layout(fresh, demo_layers(fetch_busybox()), {"Cmd": ["hello"], "Env": ["PATH=/usr/bin:/bin"]}, tag="demo")
+        write_layout(fresh, demo_layers(fetch_busybox()), {"Cmd": ["hello"], "Env": ["PATH=/usr/bin:/bin"]}, tag=TAG)
         with contextlib.suppress(OSError):  # somebody else made the same image meanwhile
             fresh.rename(directory)
     finally:
@@ -99,12 +102,14 @@ def write_demo(directory: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m imagebuild.demo", description="write the demo image")
-    parser.add_argument("directory", type=Path, help="the OCI image layout to write")
+    parser.add_argument("directory", type=Path, nargs="?", default=home() / "demo", help="where to write it")
+    directory = parser.parse_args().directory
     try:
-        write_demo(parser.parse_args().directory)
+        write_demo(directory)
     except OperationError as error:
         print(f"imagebuild.demo: {error}", file=sys.stderr)
         return 1
+    print(f"oci:{directory}:{TAG}")
     return 0
 
 

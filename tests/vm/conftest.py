@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.debian_image import CannotBuild, debian_python_layout
+from tests.debian_image import CannotBuild, cache_folder, debian_python_layout
 from tests.registry_fixture import running_registry
 
 ROOT = Path(__file__).parents[2]
@@ -20,9 +20,10 @@ RUN_SECONDS = 240  # a cold boot takes a few CPU seconds; a loaded machine sever
 
 
 @pytest.fixture(scope="session")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The state folder of this run.  Kernels and initramfs come from the user's own, where they are kept by content."""
-    folder = Path(os.environ.get("VCH_TEST_HOME") or tmp_path_factory.mktemp("home"))
+def home() -> Path:
+    """The state folder of the tests, kept between runs: kernels, boot images and layers are content-addressed in it."""
+    folder = Path(os.environ.get("VCH_TEST_HOME") or cache_folder() / "home")
+    folder.mkdir(parents=True, exist_ok=True)
     os.environ["VCH_HOME"] = str(folder)
     return folder
 

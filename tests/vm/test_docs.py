@@ -2,7 +2,8 @@
 
 A fenced block marked `console` is a transcript: lines that begin with "$ " are commands for sh (a trailing backslash
 goes on), the lines up to the next command are what they print, "..." stands for anything.  "[exit N]" as the last line
-says which status is expected when it is not 0.  Commands run in order, in the checkout, with `.venv/bin` first in PATH.
+says which status is expected when it is not 0.  Commands run in order, in the checkout, with `.venv/bin` first in PATH;
+what a page assigns (NAME=...) holds for its later commands.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 COMMAND_SECONDS = 600
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+ASSIGNMENT = re.compile(r"\w+=(\$\([^)]*\)|\S*)$")
 # Commands that a test must not run, each with the reason.
 NOT_HERE = {
     "make test": "it is what runs this test",
@@ -55,14 +57,19 @@ def transcript(block: str) -> Iterator[Command]:
 @pytest.mark.vm
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page", [page for page in PAGES if BLOCK.search(page.read_text())], ids=lambda page: page.name)
-def test_every_command_of_the_page_does_what_the_page_says(page: Path) -> None:
-    environment = {**os.environ, "PATH": f"{ROOT / '.venv/bin'}:{os.environ['PATH']}", "COLUMNS": "120"}
+def test_every_command_of_the_page_does_what_the_page_says(page: Path, home: Path) -> None:
+    assigned = ""
+    path = f"{ROOT / '.venv/bin'}:{os.environ['PATH']}"
+    environment = {**os.environ, "VCH_HOME": str(home), "PATH": path, "COLUMNS": "120"}
     for block in BLOCK.findall(page.read_text()):
         for command in transcript(block):
             if command.text in NOT_HERE:
                 continue
+            if ASSIGNMENT.match(command.text):
+                assigned += command.text + "\n"
+                continue
             run = subprocess.run(
-                ["sh", "-c", command.text], cwd=ROOT, env=environment, timeout=COMMAND_SECONDS, check=False,
+                ["sh", "-c", assigned + command.text], cwd=ROOT, env=environment, timeout=COMMAND_SECONDS, check=False,
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             )
             assert run.returncode == command.status, f"{command.text}\n{run.stdout}"
