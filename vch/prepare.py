@@ -40,9 +40,19 @@ class Prepared:
 
 
 def prepare(options: RunOptions, settings: Settings, debug: Callable[[str], None]) -> Prepared:
-    """Fetches, builds and finds what is missing.  Raises OperationError."""
+    """Fetches, builds and finds what is missing.  Raises OperationError.  The caller releases the lease."""
     program = accel.find_qemu(settings.qemu)
     image, lease = _image(options, settings)
+    try:
+        return _with_image(image, lease, options, settings, program, debug)
+    except BaseException:
+        lease.release()
+        raise
+
+
+def _with_image(
+    image: Image, lease: Lease, options: RunOptions, settings: Settings, program: str, debug: Callable[[str], None]
+) -> Prepared:
     debug(f"image {image.reference}: {image.digest}, {len(image.layers)} layers")
     kernel = choose_kernel(settings.home, settings.kernel, debug)
     initramfs = build_initramfs(kernel, settings.home)

@@ -96,6 +96,7 @@ class _Run:
             if options.name:
                 self._held.enter_context(NameLock(self._settings.state, "container", options.name))
             prepared = prepare(options, self._settings, self._debug)
+            self._held.callback(prepared.lease.release)
             self._watch.lap("prepare")
             arguments(options, prepared.run)  # "no command specified": before anything is booted
             id_ = os.urandom(ID_BYTES).hex()
