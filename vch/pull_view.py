@@ -1,4 +1,4 @@
-"""What the user sees while an image is fetched: one line that changes on a terminal, two lines elsewhere."""
+"""What the user sees while an image is fetched: one line that changes on a terminal, nothing in a pipe."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ class PullView:
     """A `progress` for imagebuild.pull; silent until the first layer really has to come."""
 
     def __init__(self, name: str, quiet: bool) -> None:
-        self._name, self._quiet = name, quiet
+        self._name, self._quiet = name, quiet or not os.isatty(2)
         self._lock = threading.Lock()
         self._layers: dict[str, tuple[int, int]] = {}
         self._drawn = 0.0
         self._began = False
-        self._terminal = os.isatty(2)
 
     def __call__(self, progress: Progress) -> None:
         """One layer has news.  From several threads."""
@@ -31,18 +30,15 @@ class PullView:
             self._layers[progress.digest] = (progress.done, progress.total)
             if self._quiet or not (self._began or progress.phase.name in ("RUNNING", "WAITING")):
                 return
-            if not self._began:
-                self._began = True
-                if not self._terminal:
-                    self._say(f"{self._name}: fetching\n")
-            if self._terminal and time.monotonic() - self._drawn > REDRAW_SECONDS:
+            self._began = True
+            if time.monotonic() - self._drawn > REDRAW_SECONDS:
                 self._drawn = time.monotonic()
                 self._say(f"\r{self._name}: {self._amount()}\x1b[K")
 
     def finish(self) -> None:
         """The image is here, or will not come."""
         if self._began:
-            self._say(f"{chr(13) if self._terminal else ''}{self._name}: {self._amount()}{' ' * 8}\n")
+            self._say(f"\r{self._name}: {self._amount()}\x1b[K\n")
 
     def _amount(self) -> str:
         done = sum(layer[0] for layer in self._layers.values())
