@@ -9,7 +9,7 @@ _PAGE_KIB = os.sysconf("SC_PAGESIZE") // 1024
 
 
 def collect_from_now_on() -> None:
-    """Switches on the garbage collector, which /init has switched off.  What is there now stays and is not looked at."""
+    """Switches on the garbage collector, which /init switched off.  What is there now stays and is not looked at."""
     gc.freeze()
     gc.enable()
 
