@@ -131,3 +131,30 @@ def new_docker_archive(name: str, layers: Sequence[bytes]) -> bytes:
     }
     files["manifest.json"] = json.dumps([saved]).encode()
     return tar_of(files)
+
+
+def docker_v1_archive(images: Mapping[str, Sequence[bytes]]) -> bytes:
+    """An archive as Docker before 1.10 writes it: a folder per layer, each with its parent, and repositories."""
+    files: dict[str, bytes] = {}
+    repositories: dict[str, dict[str, str]] = {}
+    for name, layers in images.items():
+        parent = ""
+        for number, layer in enumerate(layers):
+            here = sha256(f"{name} {number}".encode())[7:]  # IDs were random numbers then
+            described = {
+                "id": here,
+                "created": f"2014-01-02T03:04:0{number}Z",
+                "container_config": {"Cmd": ["/bin/sh", "-c", f"#(nop) step {number}"]},
+                "config": {"Cmd": ["/bin/sh"], "Env": ["PATH=/bin"], "Hostname": "old"},
+                "architecture": "amd64",
+                "os": "linux",
+                "docker_version": "1.6.2",
+                "Size": len(layer),
+            } | ({"parent": parent} if parent else {})
+            files |= {f"{here}/": b"", f"{here}/VERSION": b"1.0", f"{here}/json": json.dumps(described).encode()}
+            files[f"{here}/layer.tar"] = layer
+            parent = here
+        repository, _, tag = name.rpartition(":")
+        repositories.setdefault(repository, {})[tag] = parent
+    files["repositories"] = json.dumps(repositories).encode()
+    return tar_of(files)

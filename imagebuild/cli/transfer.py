@@ -15,6 +15,7 @@ from imagebuild.config_file import load_settings
 from imagebuild.errors import OperationError, SourceError
 from imagebuild.oci.platforms import Platform
 from imagebuild.oci.reference import Reference
+from imagebuild.sources.spelling import is_local
 from imagebuild.store.image import Image
 
 
@@ -24,7 +25,8 @@ def add_commands(commands: Commands) -> None:
     pull.add_argument("images", nargs="+", metavar="IMAGE")
     pull.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="for another machine than this one")
     pull.add_argument("--policy", choices=["always", "missing", "never"], default="always", help="default: always")
-    _add_keep_blobs(pull, "also keep the layers as they came, for save and push without the registry")
+    _add_keep_blobs(pull, "also keep the layers as they came, for save and push without the registry; "
+                    "default: for folders and archives, and as the settings say")
     pull.add_argument("--verity", action="store_true", help="put a dm-verity hash tree behind each layer")
     _add_output(pull)
     pull.set_defaults(run=_pull)
@@ -86,9 +88,11 @@ def _pull(options: argparse.Namespace) -> int:
     from imagebuild.transfer.pulling import PullPolicy, pull
 
     settings, store = load_settings(), user_store()
-    keep = settings.keep_blobs if options.keep_blobs is None else options.keep_blobs
     found = []
     for name in options.images:
+        # What has no registry behind it could not be saved or pushed later.
+        usual = settings.keep_blobs or is_local(name)
+        keep = usual if options.keep_blobs is None else options.keep_blobs
         with shown_progress(quiet=options.quiet or options.json) as report:
             image = pull(
                 name,

@@ -1,4 +1,4 @@
-"""Archives of ``docker save`` (Docker image specification v1.2, and the older v1).
+"""Archives of ``docker save`` (Docker image specification v1.2; docker_v1.py reads what older ones wrote).
 
 Since Docker 25 such an archive is an OCI layout too, whose manifests and compressed blobs are used as they are.  Where
 it has none, a manifest is made up: same archive, same bytes, so the same digest each time.
@@ -29,11 +29,11 @@ from imagebuild.oci.manifest import (
 from imagebuild.oci.platforms import Platform
 from imagebuild.oci.reference import Reference
 from imagebuild.sources.bundle import TarBundle
+from imagebuild.sources.docker_v1 import REPOSITORIES_FILE, made_up_config, old_images
 from imagebuild.sources.oci_layout import INDEX_FILE, OciLayout, blob_name
 from imagebuild.sources.source import Source, SourceImage
 
 MANIFEST_FILE = "manifest.json"
-REPOSITORIES_FILE = "repositories"
 _MAX_IMAGES = 1000
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -42,11 +42,15 @@ _STEP = "read docker archive"
 
 @dataclass(frozen=True)
 class SavedImage:
-    """One image of an archive: the names of its config's and its layers' files, and what it is called."""
+    """One image of an archive: the names of its config's and its layers' files, and what it is called.
+
+    One from before Docker 1.10 has no config but ``old_ids``, those of its layers; ``config`` is its own ID then.
+    """
 
     config: str
     layers: tuple[str, ...]
     names: tuple[str, ...]
+    old_ids: tuple[str, ...] = ()
 
 
 class DockerArchive(Source):
@@ -59,10 +63,10 @@ class DockerArchive(Source):
     def images(self) -> list[SavedImage]:
         """All images of the archive."""
         if self._bundle.size(MANIFEST_FILE) is None:
-            if self._bundle.size(REPOSITORIES_FILE) is not None:
-                cause = "it was written by a Docker before 1.10, whose images have no digests"
-                raise SourceError(_STEP, self._bundle.spelled, cause, "load and save it with a Docker of 1.10 to 25")
-            raise self._bundle.missing(MANIFEST_FILE)
+            if self._bundle.size(REPOSITORIES_FILE) is None:
+                raise self._bundle.missing(MANIFEST_FILE)
+            old = old_images(self._bundle)
+            return [SavedImage(one.ids[-1], one.layer_files(), one.names, one.ids) for one in old]
         # The one JSON here that is an array; wrapped, so that the same checks read it.
         raw = b'{"images":' + self._bundle.read(MANIFEST_FILE) + b"}"
         return [_saved_image(node) for node in load_document(raw, MANIFEST_FILE).nodes("images", _MAX_IMAGES)]
@@ -70,7 +74,8 @@ class DockerArchive(Source):
     def resolve(self, platform: Platform | None) -> SourceImage:
         wanted = platform or Platform.host()
         saved = self._choose()
-        raw = self._bundle.read(saved.config)
+        old = saved.old_ids
+        raw = made_up_config(self._bundle, old) if old else self._bundle.read(saved.config)
         config = parse_config(raw, saved.config)
         check_platform(config, wanted, self._bundle.spelled)
         manifest = self._own_manifest(digest_of(raw)) or self._made_up(saved, config)
@@ -91,6 +96,8 @@ class DockerArchive(Source):
         matches = [image for image in images if not wanted or wanted in image.names or _has_id(image, self._name)]
         if len(matches) == 1:
             return matches[0]
+        if not images:
+            raise SourceError(_STEP, self._bundle.spelled, "there is no image in it")
         has = ", ".join(sorted({name for image in images for name in image.names})) or "no names"
         cause = f"{len(matches)} images in it match" if matches else f"no image in it is called {self._name!a}"
         raise SourceError(_STEP, self._bundle.spelled, cause, f"it has {has}")

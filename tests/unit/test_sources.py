@@ -254,9 +254,3 @@ def test_links_that_go_round_in_circles_end(tmp_path: Path) -> None:
             archive.addfile(member)
     bundle = TarBundle(_save(tmp_path / "a.tar", stream.getvalue()).open("rb"), "a.tar")
     assert bundle.size("a") is None
-
-
-def test_a_docker_before_1_10_is_named(tmp_path: Path) -> None:
-    path = _save(tmp_path / "a.tar", tar_of({"repositories": b"{}"}))
-    with pytest.raises(SourceError, match=r"Docker before 1\.10"):
-        _resolve(f"docker-archive:{path}")
