@@ -16,6 +16,10 @@ from tether.modules import load_modules
 from tether.power import power_off
 from tether.steps import StepFailed, Steps
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 class Boot:
     """What is known at any moment, so that an end at any moment can be a proper one."""
@@ -70,14 +74,21 @@ class Boot:
         return shutdown.reason or "asked to stop"
 
     def down(self, reason: str, fault: Fault | None) -> None:
-        """The way out, whatever has been reached."""
-        if self.agent is not None and fault is not None:
-            self.agent.fail(fault)
-            self.agent.stop_sessions(0, 0)
-        if self.container is not None:
-            self.container.unmount()
-        if self.agent is not None:
-            self.agent.farewell(reason, fault)
+        """The way out, whatever has been reached.  Each part is tried, also when one before it has failed."""
+        agent, container = self.agent, self.container
+        if agent is not None and fault is not None:
+            self._try("stop sessions", lambda: agent.abandon(fault))
+        if container is not None:
+            self._try("unmount", container.unmount)
+        if agent is not None:
+            self._try("say goodbye", lambda: agent.farewell(reason, fault))
+
+    def _try(self, step: str, part: "Callable[[], None]") -> None:
+        """Does a part of the way out; what goes wrong there is said on the console, and the rest is still done."""
+        try:
+            part()
+        except BaseException as error:  # noqa: BLE001 - PID 1 must come to the power-off
+            say(one_line(fault_of(step, error)))
 
 
 def main() -> None:
@@ -89,10 +100,7 @@ def main() -> None:
         fault = error.fault if isinstance(error, StepFailed) else fault_of("serve", error)
         reason = one_line(fault)
         say(reason)
-    try:
-        boot.down(reason, fault)
-    except BaseException as error:  # noqa: BLE001 - see above
-        say(one_line(fault_of("shut down", error)))
+    boot.down(reason, fault)
     power_off(boot.arguments.reset_at_end)
 
 

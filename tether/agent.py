@@ -21,6 +21,7 @@ from tether.link.messages import (
     Exec,
     Fault,
     Goodbye,
+    Phase,
     Ping,
     Pong,
     Ready,
@@ -39,7 +40,7 @@ from tether.pid1 import CHILD, STOPPING, kernel_release
 from tether.reaper import Reaper
 from tether.session import Running, Session
 from tether.spec import Process, Terminal
-from tether.steps import StepFailed, Steps
+from tether.steps import StepFailed, Steps, now_us
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ else:
 KILL_S = 10.0  # for processes to die and their output to be read, after SIGKILL; the host's own deadline is longer
 FAREWELL_S = 3.0  # for the last messages to reach the appliance, if it is there at all
 KILLED = _signal.SIGKILL
+MAX_SESSION = 1 << 24  # so that the numbers of its streams fit into a frame, whatever else may be numbered there
 EVERYBODY = -1  # kill(2): all processes but PID 1
 SIGNAL_BYTES = 4096
 
@@ -72,7 +74,7 @@ class Agent:
         self._place: Place | None = None
         self._reaper = Reaper()
         self._sessions: dict[int, Session] = {}
-        self._waiting: dict[int, int] = {}  # sessions that were asked for -> the request to answer
+        self._waiting: dict[int, tuple[int, int]] = {}  # sessions asked for -> request to answer, when (us)
         self._kills_before: dict[int, int] = {}  # session -> count of OOM kills when it began
         self._ended: set[int] = set()  # sessions whose Ended was sent
         self._arrived = arrived
@@ -102,7 +104,10 @@ class Agent:
         """Starts the primary session and serves until its program runs.  Raises StepFailed if it does not."""
         assert self._start is not None
         self._place = place
-        self._begin(PRIMARY, self._start[0], process)
+        try:
+            self._begin(PRIMARY, self._start[0], process)
+        except OSError as error:
+            raise StepFailed(fault_of("start session", error)) from error
         self._run(lambda: PRIMARY not in self._waiting)
         if self.failure is not None:
             raise StepFailed(self.failure)
@@ -123,10 +128,11 @@ class Agent:
         kill_everybody()
         self._run(lambda: self._reaper.childless and all(item.drained for item in self._sessions.values()), KILL_S)
 
-    def fail(self, fault: Fault) -> None:
-        """Answers the Start that could not be done (the primary session's own failure has been answered already)."""
+    def abandon(self, fault: Fault) -> None:
+        """Something has failed: answers the Start that was not done (not one that was answered), ends every process."""
         if self._start is not None and PRIMARY not in self._sessions:
             self.endpoint.answer(self._start[0], fault)
+        self.stop_sessions(0, 0)
 
     def farewell(self, reason: str, fault: Fault | None) -> None:
         """Says why the VM ends, and waits a little for the appliance to have it."""
@@ -187,8 +193,9 @@ class Agent:
         assert isinstance(message, Exec)
         if self._place is None or PRIMARY in self._waiting or self._sessions[PRIMARY].over:
             raise TetherError("container", "is not running")
-        if message.session in self._sessions or message.session <= PRIMARY:
-            raise TetherError(f"session {message.session}", "is taken", hint="give every exec a number of its own")
+        if message.session in self._sessions or not PRIMARY < message.session <= MAX_SESSION:
+            raise TetherError(f"session {message.session}", "is taken, or no number for an exec",
+                              hint=f"give every exec a number of its own, from 1 to {MAX_SESSION}")
         self._begin(message.session, id, message.process)
 
     def _take_signal(self, id: int, message: Record) -> None:
@@ -220,15 +227,16 @@ class Agent:
         assert self._place is not None
         session = Session(number, self._session_started, self._session_changed)
         self._kills_before[number] = oom_kills()
+        began = now_us()
         session.start(self.reactor, self.endpoint, self._reaper, self._place, process)
-        self._sessions[number], self._waiting[number] = session, request
+        self._sessions[number], self._waiting[number] = session, (request, began)
 
     def _session_started(self, session: Session, fault: Fault | None) -> None:
-        request = self._waiting.pop(session.number)
+        request, began = self._waiting.pop(session.number)
+        if isinstance(session.state, Running):
+            phases = (*self.steps.taken(), Phase(name="start session", start_us=began, took_us=now_us() - began))
+            self.endpoint.answer(request, Started(pid=session.state.pid, phases=phases, resident_kib=resident_kib()))
         if fault is None:
-            assert isinstance(session.state, Running)
-            self.endpoint.answer(request, Started(pid=session.state.pid, phases=self.steps.taken(),
-                                                  resident_kib=resident_kib()))
             return
         self.endpoint.answer(request, fault)
         if session.number == PRIMARY:

@@ -14,6 +14,7 @@ from tether.faults import TetherError, fault_of
 from tether.furnish import give_console
 from tether.inside import open_inside
 from tether.link.cbor import dumps, loads
+from tether.link.errors import LinkError
 from tether.link.messages import Fault
 from tether.link.record import Record, decode, encode
 from tether.spec import Process
@@ -72,7 +73,7 @@ def spawn(place: Place, process: Process, primary: bool) -> Child:
         _close(opened)
         raise
     _close([told, *dict.fromkeys(theirs)])
-    terminal = ours[0] if process.terminal else -1
+    terminal = ours[1] if process.terminal else -1  # the end for output: it stays open until the terminal hangs up
     return Child(pid=pid, report=report, stdin=ours[0], stdout=ours[1], stderr=ours[2], terminal=terminal)
 
 
@@ -82,7 +83,12 @@ def read_report(report: int) -> Fault | None:
         told = os.read(report, MAX_REPORT)
     finally:
         os.close(report)
-    return decode(Fault, loads(told)) if told else None
+    if not told:
+        return None
+    try:
+        return decode(Fault, loads(told))
+    except LinkError as error:  # a process of the same user has meddled with the child
+        return Fault(step="exec", object="report of the child", text=str(error), errno="EPROTO")
 
 
 def _terminal(place: Place, process: Process, opened: list[int]) -> tuple[list[int], list[int]]:
