@@ -141,6 +141,12 @@ class InodeTable:
             inline = node.layout == erofs.LAYOUT_INLINE
             self.next_block += node.size // BLOCK if inline else (node.size + BLOCK - 1) // BLOCK
 
+    @property
+    def ends_full(self) -> bool:
+        """Whether an inode ends where the table does."""
+        last = self._runs[-1] if self._runs else self._first
+        return last is not None and not last.room and not self._blocks_for
+
     # -- step two: bytes ---------------------------------------------------------------------------------------
 
     def blocks(self) -> Iterator[bytes]:

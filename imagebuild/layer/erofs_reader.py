@@ -1,4 +1,4 @@
-"""Reads EROFS images as `imagebuild.layer.erofs_writer` makes them: names, attributes, data.  For the store's own files.
+"""Reads EROFS images as `erofs_writer` makes them: names, attributes, data.  For the store's own files.
 
 It follows the format, not the writer's habits, except that there is no compression and that blocks have 4 KiB.
 """

@@ -56,6 +56,7 @@ class ErofsWriter:
         self._inodes = 0
         self._early: dict[int, tuple[Node, int]] = {}
         self._chunked = False
+        self._ends_full = False
 
     # -- file data ---------------------------------------------------------------------------------------------
 
@@ -170,6 +171,7 @@ class ErofsWriter:
             table.place(node)
         self._append(table.blocks())
         self._end = table.next_block * BLOCK
+        self._ends_full = table.ends_full
         self._inodes = table.next_number
         for node in files:
             node.tail, node.chunks, node.xattrs = b"", None, NO_XATTRS
@@ -197,14 +199,13 @@ class ErofsWriter:
             if node.nid < 0:
                 table.place(node, parent)
         table.place_blocks()
+        grew = table.next_block * BLOCK > self._end
+        self._reserve(table.next_block * BLOCK - self._end)
         self._append(table.blocks())
-        self._end = table.next_block * BLOCK
-        xattr_block = self._end // BLOCK if shared else 0
-        if shared:
-            entries = b"".join(shared)
-            self._append([entries, _ZEROS[: -len(entries) % BLOCK]])
-            self._end = self._offset
-        self._reserve(0)
+        if table.ends_full or (self._ends_full and not grew):
+            # fsck.erofs looks for attributes behind every inode, also behind one that has none and ends the image.
+            self._reserve(BLOCK)
+        xattr_block = self._append_shared(b"".join(shared))
         first = bytes(erofs.SUPERBLOCK_OFFSET) + erofs.superblock(
             root_nid=root.nid, inodes=table.next_number, blocks=self._end // BLOCK, time=time, uuid=uuid,
             label=label, xattr_block=xattr_block, chunked=self._chunked,
@@ -213,6 +214,16 @@ class ErofsWriter:
         self._write([erofs.seal_first_block(first + table.first_block())])
         self._file.truncate(self._end)
         return self._end
+
+    def _append_shared(self, entries: bytes) -> int:
+        """Write the shared attributes at the end of the image.  Returns their block, 0 if there are none."""
+        if not entries:
+            return 0
+        block = self._end // BLOCK
+        self._reserve(len(entries) + BLOCK - 1 & -BLOCK)
+        self._offset = block * BLOCK
+        self._append([entries])
+        return block
 
     def _correct_link_counts(self) -> None:
         """Files whose inodes went out early may have got or lost names since."""

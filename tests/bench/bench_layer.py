@@ -41,12 +41,14 @@ def one_layer(folder: Path) -> Path:
         return layout
     source = debian_python_layout()
     merged = folder / "merged.tar"
+    seen: set[str] = set()
     with tarfile.open(merged, "w", format=tarfile.GNU_FORMAT) as out:
         for blob in _layer_blobs(source)[:LAYERS_TAKEN]:
             with gzip.open(blob) as stream, tarfile.open(fileobj=stream, mode="r|") as layer:
                 for member in layer:
-                    if member.name.startswith(LEFT_OUT):
+                    if member.name.startswith(LEFT_OUT) or member.name in seen:
                         continue
+                    seen.add(member.name)
                     out.addfile(member, layer.extractfile(member) if member.isreg() else None)
     shutil.rmtree(layout, ignore_errors=True)
     write_layout(layout, [merged.read_bytes()], {"Cmd": ["python3"]})
@@ -115,15 +117,18 @@ def _case(command: list[str], scratch: Path) -> Callable[[], Sample]:
         scratch.mkdir(parents=True)
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
         started = time.monotonic()
-        with subprocess.Popen(command, cwd=scratch, env=environment, stdout=subprocess.PIPE) as process:
+        with open(scratch / "errors", "wb") as errors, subprocess.Popen(
+            command, cwd=scratch, env=environment, stdout=subprocess.PIPE, stderr=errors
+        ) as process:
             assert process.stdout is not None
             said = process.stdout.read().split()
             _, status, used = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
         wall = time.monotonic() - started
+        complaint = (scratch / "errors").read_text(errors="replace")[-2000:]
         shutil.rmtree(scratch)
         if process.returncode:
-            raise subprocess.CalledProcessError(process.returncode, command)
+            raise subprocess.CalledProcessError(process.returncode, command, stderr=complaint)
         peak = float(said[-1]) if command[0] == sys.executable else 0
         return Sample(used.ru_utime + used.ru_stime, wall, peak)
 

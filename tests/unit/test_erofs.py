@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import subprocess
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,20 @@ def test_more_attributes_than_a_block_holds(tmp_path: Path) -> None:
     with mounted(image, tmp_path / "root") as root:
         assert dict(look(os.fsencode(root / "file")).xattrs) == values
         assert (root / "file").read_bytes() == torture.pattern(5000)
+
+
+@needs_tool("fsck.erofs")
+def test_images_that_end_with_a_full_block_of_inodes(tmp_path: Path) -> None:
+    for count in range(60, 100):
+        tar = torture.Archive()
+        for at in range(count):
+            tar.add(f"{at:03d}", type=tarfile.FIFOTYPE, mtime=5)
+        image, layer = build(tmp_path, tar.bytes(), f"{count}")
+        fsck(image)
+        assert layer.image_size <= 3 * 4096
+    for size in range(3000, 4033, 32):
+        image, _ = build(tmp_path, torture.Archive().add("f", bytes(size)).bytes(), f"size{size}")
+        fsck(image)
 
 
 def make_sparse(path: Path, size: int, parts: list[tuple[int, bytes]]) -> None:
