@@ -44,16 +44,19 @@ def prepare(options: RunOptions, settings: Settings, debug: Callable[[str], None
     program = accel.find_qemu(settings.qemu)
     image, lease = _image(options, settings)
     try:
-        return _with_image(image, lease, options, settings, program, debug)
+        debug(f"image {image.reference}: {image.digest}, {len(image.layers)} layers")
+        boot, verdict = _boot(options, settings, program, debug)
+        disk = image.disk() if image.layers else None
+        return Prepared(image.config.run, len(image.layers), disk, lease, boot, verdict, program)
     except BaseException:
         lease.release()
         raise
 
 
-def _with_image(
-    image: Image, lease: Lease, options: RunOptions, settings: Settings, program: str, debug: Callable[[str], None]
-) -> Prepared:
-    debug(f"image {image.reference}: {image.digest}, {len(image.layers)} layers")
+def _boot(
+    options: RunOptions, settings: Settings, program: str, debug: Callable[[str], None]
+) -> tuple[BootFiles, accel.Verdict]:
+    """What to boot, and under what."""
     kernel = choose_kernel(settings.home, settings.kernel, debug)
     initramfs = build_initramfs(kernel, settings.home)
     debug(f"kernel {kernel.name} {kernel.release}, boot image {initramfs.path.name}: {initramfs.size} bytes")
@@ -61,9 +64,7 @@ def _with_image(
     debug(f"accelerator {verdict.accelerator.value}: {verdict.reason}")
     cpus = options.cpus or settings.cpus
     words = kernel_arguments(kernel, verdict.accelerator, cpus, options.debug, settings.link)
-    boot = boot_files(kernel, initramfs.path, words, find_firmware(program))
-    disk = image.disk() if image.layers else None
-    return Prepared(image.config.run, len(image.layers), disk, lease, boot, verdict, program)
+    return boot_files(kernel, initramfs.path, words, find_firmware(program)), verdict
 
 
 def _image(options: RunOptions, settings: Settings) -> tuple[Image, Lease]:

@@ -29,7 +29,7 @@ class Terminal:
         self._fd = ours
         self.seen = b""
         # setsid -c makes it the controlling terminal, so that Ctrl-C becomes a signal as in a user's own.
-        command = ["setsid", "-c", VCH, *words]
+        command = ["setsid", "-c", str(VCH), *words]
         self.process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs)
 
     def resize(self, rows: int, columns: int, fd: int = -1) -> None:
