@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tether.link.endpoint import LIVE, Endpoint
-from tether.link.events import Answered, Notified, Requested
+from tether.link.events import Answered, Event, Notified, Requested
 from tether.link.hello import APPLIANCE, TETHER
 from tether.link.limits import Limits
 from tether.link.messages import Ended, Exited, Ping, Pong
@@ -56,6 +56,7 @@ class Link(RuleBasedStateMachine):
         self.asked: list[int] = []
         self.requested: list[int] = []
         self.answered: list[int] = []
+        self.healing = False
         for one in self.endpoint.values():
             one.connected()
 
@@ -178,7 +179,10 @@ class Link(RuleBasedStateMachine):
     # what must hold
 
     def collect(self, role: str) -> None:
-        for event in self.endpoint[role].events():
+        self.take(role, self.endpoint[role].events())
+
+    def take(self, role: str, events: list[Event]) -> None:
+        for event in events:
             if isinstance(event, Requested):
                 self.requested.append(event.id)
                 self.endpoint[TETHER].answer(event.id, Pong(monotonic_ns=1, realtime_ns=1))
@@ -201,6 +205,7 @@ class Link(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "endpoint"):
             return
+        self.healing = True
         for number in STREAMS:
             for role in ENDS:
                 self.finish(role, number)
@@ -221,7 +226,7 @@ class Link(RuleBasedStateMachine):
         assert self.heard == self.told
         assert self.answered == self.asked
         for (role, _number), handle in self.handles.items():
-            assert handle.ended, (role, handle.number)
+            assert handle.ended or handle._in is None, (role, handle.number)  # None: forgotten before a restart
             assert handle.drained, (role, handle.number)
         for one in self.endpoint.values():
             assert set(one.mux.senders) | set(one.mux.receivers) == {0}

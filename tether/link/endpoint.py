@@ -10,15 +10,14 @@ A connection goes through three phases: DOWN, GREETING (both say hello, then whe
 import os
 
 from tether.link import cbor, resume
-from tether.link.control import ANSWER, EVENT, LENGTH_SIZE, REQUEST, Unreadable, length_of, read_message, write_message
-from tether.link.errors import CongestedError, ProtocolError, UsageError
-from tether.link.events import Answered, Connected, Disconnected, Notified, Refused, Requested
+from tether.link.control import ANSWER, EVENT
+from tether.link.errors import ProtocolError, UsageError
+from tether.link.events import Connected, Disconnected, Refused
 from tether.link.frame import ACK, BYE, CLOSED, DATA, HELLO, NAK, RESUME, Decoder, build
 from tether.link.hello import (
     APPLIANCE,
     INSTANCE_SIZE,
     NONCE_SIZE,
-    TETHER,
     Hello,
     Resume,
     agree,
@@ -29,7 +28,8 @@ from tether.link.hello import (
     read_resume,
 )
 from tether.link.limits import PORT, Limits
-from tether.link.messages import ANSWERS, CONTROL_STREAM, Fault
+from tether.link.messages import CONTROL_STREAM
+from tether.link.messenger import Messenger
 from tether.link.mux import Mux
 
 TYPE_CHECKING = False
@@ -44,10 +44,6 @@ if TYPE_CHECKING:
     from tether.link.stream import Stream
 
 DOWN, GREETING, LIVE = 0, 1, 2
-
-# Requests wait while the answers to earlier ones fill the ring: a peer that asks and never reads costs no memory.
-_ANSWER_RESERVE = 64 * 1024
-_ID_SPAN = 1 << 32  # ids are instance * _ID_SPAN + count: no two appliances of one VM ever use the same
 
 
 class Endpoint:
@@ -78,13 +74,12 @@ class Endpoint:
         self._decoder = Decoder(limits.payload)
         self._mine = self._new_hello()
         self._peer: Hello | None = None  # of this connection
-        self._known = b""  # instance of the last peer that was live
+        self.known = b""  # instance of the last peer that this end was live with
         self._owed: list[int] = []  # opening frames to send
         self._bye = ""
         self._idle = True  # `gather` had nothing, or was not called yet
-        self.pending: dict[int, str] = {}  # requests without answer: id -> type
-        self._last_id = int.from_bytes(self.instance[:3], "big") * _ID_SPAN
         self.mux = self._new_mux()
+        self.messenger = Messenger(role, self.instance, self.mux, self._events)
 
     def _new_mux(self) -> Mux:
         mux = Mux(self.limits, self.durable, self._events, self._poke)
@@ -215,26 +210,27 @@ class Endpoint:
 
     def request(self, message: "Record") -> int:
         """Appliance: sends a request; its id comes back with Answered.  Raises as `notify`."""
-        id = self._last_id + 1
-        self._send(REQUEST, id, message)
-        self._last_id = id
-        self.pending[id] = type(message).__name__
-        return id
+        return self.messenger.request(message, self._message_limit)
 
     def answer(self, id: int, message: "Record") -> None:
         """tether: answers a request.  Raises as `notify`."""
-        self._send(ANSWER, id, message)
+        self.messenger.send(ANSWER, id, message, self._message_limit)
 
     def notify(self, message: "Record") -> None:
         """tether: tells an event.
 
         Raises CongestedError if the peer has not taken earlier messages and UsageError if this one is too long.
         """
-        self._send(EVENT, 0, message)
+        self.messenger.send(EVENT, 0, message, self._message_limit)
+
+    @property
+    def pending(self) -> "dict[int, str]":
+        """Appliance: requests without answer, and their types."""
+        return self.messenger.pending
 
     def forget(self, id: int) -> None:
         """Appliance: nobody waits for this answer any more (it may still come)."""
-        self.pending.pop(id, None)
+        self.messenger.pending.pop(id, None)
 
     def leave(self, reason: str) -> None:
         """Tells the peer that this end goes away for good, and why; call when `settled`."""
@@ -242,16 +238,34 @@ class Endpoint:
             self._bye = reason
             self._owe(BYE)
 
-    def _send(self, kind: int, id: int, message: "Record") -> None:
-        data = write_message(kind, id, message)
-        limit = min(self.limits.message, self._peer.message if self._peer else self.limits.message)
-        if len(data) - LENGTH_SIZE > limit:
-            raise UsageError(f"a {type(message).__name__} of {len(data)} bytes, the link takes {limit}")
-        sender = self.mux.sender(CONTROL_STREAM)
-        if sender.room < len(data):
-            raise CongestedError(f"{type(message).__name__}: the peer has not taken {sender.end - sender.base} bytes")
-        sender.write(data)
-        self.mux.wrote(sender)
+    # what survives this process
+
+    def snapshot(self) -> bytes:
+        """This end as it is now, for the disk; see tether.link.snapshot."""
+        from tether.link import snapshot
+
+        return snapshot.take(self)
+
+    def saved(self, data: bytes) -> None:
+        """This snapshot, and all that was read before it, is safe: the peer may forget what it covers."""
+        from tether.link import snapshot
+
+        snapshot.release(self.mux, snapshot.read(data))
+
+    @classmethod
+    def restore(cls, data: bytes, limits: Limits = PORT, *, software: str = "") -> "Endpoint":
+        """An endpoint that goes on where `snapshot` was taken.  Raises ProtocolError for what is no snapshot."""
+        from tether.link import snapshot
+
+        state = snapshot.read(data)
+        endpoint = cls(state.role, limits, instance=state.instance, durable=True, software=software)
+        endpoint.known = state.peer
+        snapshot.fill(endpoint, state)
+        return endpoint
+
+    @property
+    def _message_limit(self) -> int:
+        return min(self.limits.message, self._peer.message if self._peer else self.limits.message)
 
     # frames
 
@@ -261,7 +275,7 @@ class Endpoint:
             if frame is None:
                 break
             self._take(frame)
-        self._take_messages()
+        self.messenger.take_all(self.limits.message)
 
     def _take(self, frame: "Frame") -> None:
         kind, flags, stream, offset, payload = frame
@@ -280,9 +294,9 @@ class Endpoint:
         elif kind == ACK:
             self.mux.take_ack(stream, flags, offset, payload)
         elif kind == NAK:
-            self.mux.take_nak(stream, offset)
+            self.mux.take_nak(stream, flags, offset)
         elif kind == CLOSED:
-            self.mux.take_closed(stream)
+            self.mux.take_closed(stream, flags)
         else:
             raise ProtocolError(f"a frame of unknown kind {kind}")
 
@@ -320,13 +334,13 @@ class Endpoint:
         return Resume(
             connection=self._mine.connection,
             echo=peer.connection,
-            known=peer.instance == self._known,
+            known=peer.instance == self.known,
             send=send,
             receive=receive,
         )
 
     def _replaced_by(self, peer: Hello) -> bool:
-        return bool(self._known) and peer.instance != self._known
+        return bool(self.known) and peer.instance != self.known
 
     def _take_resume(self, theirs: Resume) -> None:
         peer, mine = self._peer, self._mine
@@ -336,9 +350,9 @@ class Endpoint:
         replaced = self._replaced_by(peer)
         if replaced and self.role == APPLIANCE:
             self._void()
-        resumed = theirs.known and peer.instance == self._known
+        resumed = theirs.known and peer.instance == self.known
         self.phase = LIVE
-        self._known = peer.instance
+        self.known = peer.instance
         self._events.append(
             Connected(
                 instance=peer.instance,
@@ -355,11 +369,8 @@ class Endpoint:
         """The VM is another one: nothing of what we hold is of use any more."""
         self.mux.break_streams()
         self.mux = self._new_mux()
-        for id, name in self.pending.items():
-            text = "the VM was replaced before it answered"
-            fault = Fault(step=name, object="link", text=text, hint="ask the new VM", maybe_done=True)
-            self._events.append(Answered(id=id, message=fault))
-        self.pending.clear()
+        self.messenger.mux = self.mux
+        self.messenger.give_up()
 
     def _take_bye(self, payload: memoryview) -> None:
         plain = cbor.loads(payload)
@@ -368,51 +379,11 @@ class Endpoint:
             raise ProtocolError("a bye without a reason")
         if self.phase == LIVE:
             self._end_connection(reason)
-            self.phase = DOWN
+            self.phase = GREETING  # should it come back after all
+            self._mine = self._new_hello()
+            self._decoder.rekey(self._mine.key)
         else:
             self._events.append(Refused(reason=reason))
-
-    # control messages
-
-    def _take_messages(self) -> None:
-        receiver = self.mux.receiver(CONTROL_STREAM)
-        sender = self.mux.sender(CONTROL_STREAM)
-        reserve = 0 if self.role == APPLIANCE else min(_ANSWER_RESERVE, self.limits.control_window // 2)
-        while sender.room >= reserve:
-            if receiver.buffered < LENGTH_SIZE:
-                return
-            length = length_of(receiver.peek(LENGTH_SIZE), self.limits.message)
-            if receiver.buffered < LENGTH_SIZE + length:
-                return
-            receiver.take(LENGTH_SIZE)
-            body = receiver.take(length)
-            self.mux.consumed(receiver)
-            self._take_message(*read_message(body))
-
-    def _take_message(self, kind: int, id: int, message: "Record") -> None:
-        if kind == REQUEST and self.role == TETHER:
-            if isinstance(message, Unreadable):
-                fault = Fault(step=message.type, object="request", text=message.why, errno="EPROTO")
-                self.answer(id, fault)
-            else:
-                self._events.append(Requested(id=id, message=message))
-        elif kind == ANSWER and self.role == APPLIANCE:
-            self._events.append(Answered(id=id, message=self._checked(id, message)))
-        elif kind == EVENT and self.role == APPLIANCE:
-            self._events.append(Notified(message=message))
-        else:
-            raise ProtocolError(f"a message of kind {kind} in the wrong direction")
-
-    def _checked(self, id: int, message: "Record") -> "Record":
-        """The answer, or a Fault if it is not of the type that its request calls for."""
-        asked = self.pending.pop(id, None)
-        expected = ANSWERS.get(asked or "")
-        if isinstance(message, Fault) or (expected is not None and isinstance(message, expected)):
-            return message
-        if asked is None and not isinstance(message, Unreadable):
-            return message
-        why = message.why if isinstance(message, Unreadable) else f"answered with {type(message).__name__}"
-        return Fault(step=asked or "answer", object="link", text=why, errno="EPROTO", maybe_done=True)
 
     # output
 
@@ -429,4 +400,4 @@ class Endpoint:
 
 
 def _nobody() -> None:
-    """Nobody waits for output: the owner calls `gather` on its own."""
+    """Nobody is told of output."""

@@ -33,6 +33,10 @@ FIN = 1  # DATA: the stream ends after this payload.  ACK: the end has arrived
 ABORT = 2  # DATA with FIN: the sender gave up, what is missing never comes
 STOP = 2  # ACK: the receiver wants no more
 
+# The upper bits of the flags of DATA, ACK, NAK and CLOSED tell one life of a stream number from the next: the sender
+# counts the streams it begins.  So a number can be used again, and a late frame of its former life does no harm.
+LIFE_SHIFT, FLAG_BITS, LIVES = 4, 0xF, 1 << 12
+
 MOST_OPENING_PAYLOAD = 64 * 1024  # of HELLO, RESUME and BYE, whatever the limits say
 
 _FIELDS = Struct(">4sBBHIIQ")

@@ -5,7 +5,7 @@ Plans only: payloads to records and back, checked; whether two ends fit together
 
 from tether.link import cbor
 from tether.link.errors import ProtocolError, SchemaError
-from tether.link.frame import GENERATION, OLDEST_GENERATION
+from tether.link.frame import GENERATION, LIVES, OLDEST_GENERATION
 from tether.link.limits import LEAST_PAYLOAD, MOST_PAYLOAD, MOST_STREAMS, Limits
 from tether.link.record import Record, decode, encode
 
@@ -50,9 +50,10 @@ class Hello(Record):
 
 
 class Sending(Record):
-    """Where a sender stands: number, the first byte it still has, and where it stands in writing."""
+    """Where a sender stands: number and life, the first byte it still has, and where it stands in writing."""
 
     number: int
+    life: int
     base: int
     end: int
 
@@ -61,6 +62,7 @@ class Receiving(Record):
     """Where a receiver stands; `end` is true once the end of the stream has arrived."""
 
     number: int
+    life: int
     received: int
     released: int
     limit: int
@@ -81,13 +83,13 @@ class Resume(Record):
 
     def senders(self) -> tuple[Sending, ...]:
         """The peer's senders."""
-        return tuple(Sending(number=number, base=base, end=end) for number, base, end in self.send)
+        return tuple(Sending(number=number, life=life, base=base, end=end) for number, life, base, end in self.send)
 
     def receivers(self) -> tuple[Receiving, ...]:
         """The peer's receivers."""
         return tuple(
-            Receiving(number=number, received=received, released=released, limit=limit, end=bool(end))
-            for number, received, released, limit, end in self.receive
+            Receiving(number=number, life=life, received=received, released=released, limit=limit, end=bool(end))
+            for number, life, received, released, limit, end in self.receive
         )
 
 
@@ -138,12 +140,13 @@ def read_hello(payload: memoryview) -> Hello:
 def read_resume(payload: memoryview) -> Resume:
     """Checks and decodes a RESUME."""
     resume = _decoded(Resume, cbor.loads(payload))
-    for name, rows, width in (("send", resume.send, 3), ("receive", resume.receive, 5)):
+    for name, rows, width in (("send", resume.send, 4), ("receive", resume.receive, 6)):
         if len(rows) > MOST_STREAMS + 1:  # 1: the control stream
             raise ProtocolError(f"resume: {len(rows)} streams to {name}, {MOST_STREAMS} are the limit")
         before = -1
         for row in rows:
-            if len(row) != width or not before < row[0] < 1 << 32 or not all(0 <= it < _MOST_OFFSET for it in row):
+            fits = len(row) == width and before < row[0] < 1 << 32 and 0 <= row[1] < LIVES
+            if not fits or not all(0 <= offset < _MOST_OFFSET for offset in row[2:]):
                 raise ProtocolError(f"resume: a row of {name!r} is not of the protocol")
             before = row[0]
     if any(one.base > one.end for one in resume.senders()):

@@ -14,7 +14,7 @@ from _weakref import ref
 
 from tether.link.errors import ProtocolError
 from tether.link.events import Aborted, Drained, Readable, Stopped, Writable
-from tether.link.frame import ABORT, ACK, CLOSED, DATA, NAK, STOP, build
+from tether.link.frame import ABORT, ACK, CLOSED, DATA, FIN, FLAG_BITS, LIFE_SHIFT, LIVES, NAK, STOP, build
 from tether.link.messages import CONTROL_STREAM
 from tether.link.receiver import LAZY, NOTHING, URGENT, Receiver
 from tether.link.sender import Sender
@@ -52,8 +52,10 @@ class Mux:
         self._urgent: dict[int, Receiver] = {}  # (used as an ordered set)
         self._lazy: dict[int, Receiver] = {}
         self._naks: dict[int, Receiver] = {}
-        self._closed: dict[int, None] = {}
-        self._finished: dict[int, None] = {}  # receivers forgotten of late: a duplicate does not bring them back
+        self._closed: dict[int, int] = {}  # number and life of streams that the peer is to forget
+        self._finished: dict[int, int] = {}  # ... of receivers forgotten of late: a duplicate does not revive them
+        self.lives = 0
+        self.parted: dict[int, int] = {}  # of senders that are done, which no saved snapshot says yet
         self._unacknowledged = 0  # bytes received since acknowledgements went out
 
     # what the owner does
@@ -71,29 +73,49 @@ class Mux:
         if self._facades.get(number) is gone:
             del self._facades[number]
 
-    def sender(self, number: int, start: int = 0) -> Sender:
-        """The sending half, made if need be."""
+    def sender(self, number: int, start: int = 0, life: int | None = None) -> Sender:
+        """The sending half, made if need be; `start` and `life` if the peer has a part of it already."""
         sender = self.senders.get(number)
         if sender is None:
             control = number == CONTROL_STREAM
             capacity = self.limits.control_window if control else self.limits.ring
-            credit = 0 if self.peer is None else self.peer.control if control else self.peer.window
-            sender = self.senders[number] = Sender(number, capacity, start + credit, start)
+            credit = self.peer_window(number)
+            if life is None:
+                life = self._next_life(number)
+            sender = self.senders[number] = Sender(number, capacity, start + credit, start=start, life=life)
             self._attach(number)
         return sender
 
-    def receiver(self, number: int, start: int = 0) -> Receiver:
+    def peer_window(self, number: int) -> int:
+        """The credit that a stream begins with."""
+        if self.peer is None:
+            return 0
+        return self.peer.control if number == CONTROL_STREAM else self.peer.window
+
+    def _next_life(self, number: int) -> int:
+        if number == CONTROL_STREAM:
+            return 0
+        self.lives = (self.lives + 1) % LIVES
+        return self.lives
+
+    def receiver(self, number: int) -> Receiver:
         """The receiving half, made if need be."""
         receiver = self.receivers.get(number)
         if receiver is None:
             window = self.limits.control_window if number == CONTROL_STREAM else self.limits.window
-            receiver = self.receivers[number] = Receiver(number, window, start)
+            receiver = self.receivers[number] = Receiver(number, window)
             self._attach(number)
         return receiver
 
-    def opened(self, number: int) -> Receiver:
+    def opened(self, number: int, life: int) -> Receiver:
         """The receiving half of a stream that the peer has opened.  Raises ProtocolError if there are too many."""
+        receiver = self.receivers.get(number)
+        if receiver is not None and receiver.life != life and receiver.end is not None:
+            receiver.closed = True  # its CLOSED got lost, the number is in use again
+            self._replace(receiver)
         receiver = self.receiver(number)
+        if receiver.expected == 0 and receiver.end is None:
+            receiver.life = life  # of an earlier one nothing has arrived
         if not receiver.opened:
             receiver.opened = True
             done = [one for one in self.receivers.values() if one.done]
@@ -127,8 +149,14 @@ class Mux:
 
     def consumed(self, receiver: Receiver) -> None:
         """The owner took bytes from `receiver`."""
-        if not self.durable:
-            receiver.release(receiver.consumed)
+        if self.durable:
+            self.release(receiver, receiver.released, receiver.final)
+        else:
+            self.release(receiver, receiver.consumed, receiver.ended)
+
+    def release(self, receiver: Receiver, released: int, final: bool) -> None:
+        """The peer need not keep what is below `released` of this stream, and if `final` the stream itself."""
+        receiver.release(released, final)
         self.owe(receiver)
         self._forget_receiver(receiver)
 
@@ -171,9 +199,12 @@ class Mux:
         """DATA.  Raises ProtocolError for what a well-behaved peer does not send."""
         if flags and number == CONTROL_STREAM:
             raise ProtocolError("the control stream cannot end")
-        if number in self._finished:
+        life, flags = flags >> LIFE_SHIFT, flags & FLAG_BITS
+        if self._finished.get(number) == life:
             return
-        receiver = self.opened(number)
+        receiver = self.opened(number, life)
+        if receiver.life != life:
+            return  # of a former life
         ended_before, arrived = receiver.end, receiver.expected
         if receiver.accept(offset, payload, flags):
             self._naks[number] = receiver
@@ -196,13 +227,16 @@ class Mux:
         """ACK."""
         if len(payload) != _ACK_SIZE:
             raise ProtocolError(f"an acknowledgement of {len(payload)} bytes")
+        life, flags = flags >> LIFE_SHIFT, flags & FLAG_BITS
         sender = self.senders.get(number)
-        if sender is None:  # the CLOSED got lost: say it again, unless the peer asks for it without end
-            if len(self._closed) < self.limits.streams:
-                self._closed[number] = None
+        if sender is None or sender.life != life:
+            # The CLOSED got lost: say it again, unless the peer asks for it without end.
+            if sender is None and len(self._closed) < self.limits.streams and self.parted.get(number) != life:
+                self._closed[number] = life
+                self._changed()
             return
         released, limit = int.from_bytes(payload[:8], "big"), int.from_bytes(payload[8:], "big")
-        sender.acknowledge(received, released, limit, bool(flags & 1))
+        sender.acknowledge(received, released, limit, bool(flags & FIN))
         if flags & STOP and not sender.stopped:
             sender.stopped = True
             sender.abort()
@@ -219,27 +253,55 @@ class Mux:
             self._events.append(Writable(stream=sender.number))
         self.wrote(sender)
 
-    def take_nak(self, number: int, expected: int) -> None:
+    def take_nak(self, number: int, flags: int, expected: int) -> None:
         """NAK."""
         sender = self.senders.get(number)
-        if sender is not None:
+        if sender is not None and sender.life == flags >> LIFE_SHIFT:
             sender.go_back(expected)
             self.wrote(sender)
 
-    def take_closed(self, number: int) -> None:
+    def take_closed(self, number: int, flags: int) -> None:
         """CLOSED: no frame of this stream will come any more."""
         receiver = self.receivers.get(number)
-        if receiver is None or (receiver.end is None and receiver.expected == 0):
+        if receiver is not None and receiver.life == flags >> LIFE_SHIFT:
+            self.close(receiver)
+
+    def close(self, receiver: Receiver) -> None:
+        """The peer has forgotten this stream."""
+        if receiver.end is None and receiver.expected == 0:
             return  # never opened: a stop can wait here for a stream that comes later
         if receiver.end is None:
             receiver.lose()
-            self._events.append(Aborted(stream=number))
+            self._events.append(Aborted(stream=receiver.number))
         receiver.closed = True
         self._forget_receiver(receiver)
 
+    def part(self, number: int, life: int) -> None:
+        """This end has nothing to send in this life of a stream: the peer can forget it, as soon as that is certain.
+
+        Should a durable end be restored from before, the peer must still know that it has everything.
+        """
+        if self.durable:
+            self.parted[number] = life
+        else:
+            self._closed[number] = life
+            self._changed()
+
+    def certain(self, number: int, life: int) -> None:
+        """A saved snapshot says that this sender is done."""
+        if self.parted.get(number) == life:
+            del self.parted[number]
+            self._closed[number] = life
+            self._changed()
+
+    def drop(self, sender: Sender) -> None:
+        """The peer is done with this life of the stream, and this end was not told."""
+        sender.finished = sender.ended = True
+        self._forget_sender(sender)
+
     def _forget_sender(self, sender: Sender) -> None:
         del self.senders[sender.number]
-        self._closed[sender.number] = None
+        self.part(sender.number, sender.life)
         if not sender.aborted:
             self._events.append(Drained(stream=sender.number))
         waiting, self._unopened = self._unopened, {}
@@ -249,12 +311,16 @@ class Mux:
 
     def _forget_receiver(self, receiver: Receiver) -> None:
         if receiver.closed and receiver.ended and self.receivers.get(receiver.number) is receiver:
-            del self.receivers[receiver.number]
-            self._finished[receiver.number] = None
+            self._replace(receiver)
+            self._finished[receiver.number] = receiver.life
             if len(self._finished) > _MOST_FINISHED:
                 del self._finished[next(iter(self._finished))]
-            for owed in (self._urgent, self._lazy, self._naks):
-                owed.pop(receiver.number, None)
+
+    def _replace(self, receiver: Receiver) -> None:
+        """Takes it out; its handle goes on saying that it has ended, or has something left to read."""
+        del self.receivers[receiver.number]
+        for owed in (self._urgent, self._lazy, self._naks):
+            owed.pop(receiver.number, None)
 
     # frames that go out
 
@@ -266,11 +332,12 @@ class Mux:
         parts: list[Part] = []
         key = peer.key
         for number, receiver in self._naks.items():
-            parts += build(NAK, key, stream=number, offset=receiver.expected)
+            life = receiver.life << LIFE_SHIFT
+            parts += build(NAK, key, flags=life, stream=number, offset=receiver.expected)
         self._naks.clear()
         self._gather_acks(self._urgent, parts, key)
-        for number in self._closed:
-            parts += build(CLOSED, key, stream=number)
+        for number, life in self._closed.items():
+            parts += build(CLOSED, key, flags=life << LIFE_SHIFT, stream=number)
         self._closed.clear()
         self._gather_data(parts, key, min(self.limits.payload, peer.payload))
         if parts and self._lazy:
@@ -281,6 +348,7 @@ class Mux:
         for number, receiver in owed.items():
             received, released, limit, flags = receiver.tell()
             payload = released.to_bytes(8, "big") + limit.to_bytes(8, "big")
+            flags |= receiver.life << LIFE_SHIFT
             parts += build(ACK, key, flags=flags, stream=number, offset=received, parts=[payload])
         owed.clear()
         if not self._lazy:
@@ -314,6 +382,7 @@ class Mux:
 
     def _gather_frame(self, sender: Sender, parts: "list[Part]", key: int, size: int) -> int:
         offset, payload, flags = sender.take(size)
+        flags |= sender.life << LIFE_SHIFT
         parts += build(DATA, key, flags=flags, stream=sender.number, offset=offset, parts=payload)
         return sum(map(len, payload))
 

@@ -26,15 +26,17 @@ class Receiver:
     """See the module.  Its methods return or set `due`: whether the peer is owed an acknowledgement, and how soon."""
 
     __slots__ = (
-        "_chunks", "aborted", "closed", "complained", "consumed", "due", "end", "expected", "last", "limit", "number",
-        "opened", "released", "stopped", "told_limit", "told_received", "window",
+        "_chunks", "aborted", "closed", "complained", "consumed", "due", "end", "expected", "final", "last", "life",
+        "limit", "number", "opened", "released", "stopped", "told_limit", "told_received", "window",
     )  # fmt: skip
 
-    def __init__(self, number: int, window: int, start: int = 0) -> None:
+    def __init__(self, number: int, window: int, *, start: int = 0, life: int = 0) -> None:
         self.number, self.window = number, window
+        self.life = life  # which use of the number this is
         self.released = self.consumed = self.expected = start
         self.limit = start + window
         self.end: int | None = None  # where the stream ends, once that is known
+        self.final = False  # that the stream has ended will not be forgotten
         self.aborted = False  # the peer gave up
         self.opened = start > 0  # the peer has begun it
         self.closed = False  # the peer has forgotten this stream
@@ -58,12 +60,12 @@ class Receiver:
     @property
     def done(self) -> bool:
         """As `ended`, and the peer may forget it too."""
-        return self.released == self.end
+        return self.final and self.released == self.end
 
     @property
     def flags(self) -> int:
         """What an acknowledgement says besides numbers."""
-        return (FIN if self.expected == self.end else 0) | (STOP if self.stopped else 0)
+        return (FIN if self.done else 0) | (STOP if self.stopped else 0)
 
     def accept(self, offset: int, payload: memoryview, flags: int) -> bool:
         """Takes in a DATA frame.  True: a NAK is wanted, bytes before `offset` are missing.
@@ -163,10 +165,10 @@ class Receiver:
         if self.consumed == self.end:
             self.due = URGENT
 
-    def release(self, released: int) -> None:
-        """The peer need not keep anything below `released`."""
-        if released > self.released:
-            self.released = released
+    def release(self, released: int, final: bool) -> None:
+        """The peer need not keep anything below `released`; nor, if `final`, that the stream has ended there."""
+        if released > self.released or final > self.final:
+            self.released, self.final = max(self.released, released), self.final or final
             self.due = max(self.due, URGENT if self.done else LAZY)
 
     def lose(self) -> None:
@@ -191,6 +193,13 @@ class Receiver:
         """Forgets what has arrived and was not consumed: the peer will send it again."""
         self._chunks.clear()
         self.expected = self.consumed
+
+    def restore(self, consumed: int, life: int, *, end: int | None, stopped: bool) -> None:
+        """Stands where a snapshot was taken, which covers everything that was consumed."""
+        self.jump(consumed)
+        self.life, self.end, self.stopped = life, end, stopped
+        self.final = end is not None
+        self.opened = consumed > 0 or end is not None
 
     def jump(self, start: int) -> int:
         """The peer keeps nothing below `start`: goes on there, and says how many bytes that skips."""

@@ -7,7 +7,6 @@ Both ends say where each of their senders and receivers stands, then both comput
 """
 
 from tether.link.events import Gone, Overtaken
-from tether.link.messages import CONTROL_STREAM
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,59 +20,59 @@ if TYPE_CHECKING:
 
 def positions(mux: "Mux") -> "tuple[Rows, Rows]":
     """What this end says of its senders and its receivers, as the rows of a RESUME."""
-    send = tuple(
-        (number, sender.base, sender.end) for number, sender in sorted(mux.senders.items()) if sender.opened
-    )
+    send = tuple((n, one.life, one.base, one.end) for n, one in sorted(mux.senders.items()) if one.opened)
     receive = []
     for number, receiver in sorted(mux.receivers.items()):
         received, released, limit, _flags = receiver.tell()
         if received or receiver.end is not None:
-            receive.append((number, received, released, limit, int(receiver.end is not None)))
+            receive.append((number, receiver.life, received, released, limit, int(receiver.end is not None)))
     return send, tuple(receive)
 
 
 def apply(mux: "Mux", resume: "Resume", peer: "Hello", events: "list[Event]") -> None:
     """Brings the streams to where the peer's RESUME says that they go on."""
-    theirs = {one.number: one for one in resume.senders()}
     mux.restart(peer)
-    _close_unlisted(mux, theirs)
-    for one in theirs.values():
+    for one in resume.senders():
         _meet_sender(mux, one, events)
     rows = {one.number: one for one in resume.receivers()}
-    for number, sender in list(mux.senders.items()):
-        row = rows.pop(number, None)
-        credit = peer.control if number == CONTROL_STREAM else peer.window
-        if row is None:
-            sender.resume(sender.base, sender.base, sender.base + credit)
-        else:
-            _meet_receiver(sender, row, events)
-        mux.after_progress(sender)
+    for sender in list(mux.senders.values()):
+        _meet_receiver(mux, sender, rows, events)
     for row in rows.values():
-        if row.received and not row.end:
-            sender = mux.sender(row.number, row.received)
+        if row.end:
+            mux.part(row.number, row.life)
+        elif row.received:
+            sender = mux.sender(row.number, row.received, row.life)
             sender.limit = row.limit
             events.append(Overtaken(stream=row.number, count=row.received))
 
 
-def _close_unlisted(mux: "Mux", listed: "dict[int, Sending]") -> None:
-    """The peer has forgotten streams that it does not list: no late frame of them will come."""
-    for number, receiver in list(mux.receivers.items()):
-        if number not in listed and receiver.end is not None:
-            mux.take_closed(number)
-
-
 def _meet_sender(mux: "Mux", one: "Sending", events: "list[Event]") -> None:
-    receiver = mux.opened(one.number)
-    if one.base > receiver.expected and receiver.end is None:
+    receiver = mux.opened(one.number, one.life)
+    if one.base > receiver.expected and receiver.end is None and receiver.life == one.life:
         events.append(Gone(stream=one.number, count=receiver.jump(one.base)))
 
 
-def _meet_receiver(sender: "Sender", row: "Receiving", events: "list[Event]") -> None:
-    if row.received > sender.known:
+def _meet_receiver(mux: "Mux", sender: "Sender", rows: "dict[int, Receiving]", events: "list[Event]") -> None:
+    """Brings a sender to where its row says; rows that nobody takes are left for new senders."""
+    row, listed = rows.get(sender.number), sender.opened
+    if row is not None and row.life != sender.life and (listed or sender.restored):
+        mux.drop(sender)  # restored from a snapshot that is a life old
+        return
+    if row is not None and row.end and not listed and not sender.restored:
+        row = None  # of a former life
+    else:
+        rows.pop(sender.number, None)
+    if row is None:
+        credit = mux.peer_window(sender.number)
+        sender.resume(sender.base, sender.base, sender.base + credit)
+    elif row.received > sender.known:
         events.append(Overtaken(stream=sender.number, count=row.received - sender.known))
+        sender.life = row.life
         sender.shift(row.received)
         sender.limit = row.limit
     else:
+        sender.life = row.life
         sender.resume(row.received, row.released, row.limit)
-    if row.end and not sender.finished:  # finished after the snapshot that this end was restored from
+    if row is not None and row.end:
         sender.finish()
+    mux.after_progress(sender)

@@ -32,15 +32,17 @@ class Sender:
 
     __slots__ = (
         "_at", "_chunks", "_first", "_index", "aborted", "base", "capacity", "end", "ended", "fin_sent", "finished",
-        "high", "known", "limit", "next", "number", "opened", "probing", "queued", "received", "starved", "stopped",
-        "ticked",
+        "high", "known", "life", "limit", "next", "number", "opened", "probing", "queued", "received",
+        "restored", "starved", "stopped", "ticked",
     )  # fmt: skip
 
-    def __init__(self, number: int, capacity: int, limit: int, start: int = 0) -> None:
+    def __init__(self, number: int, capacity: int, limit: int, *, start: int = 0, life: int = 0) -> None:
         self.number, self.capacity, self.limit = number, capacity, limit
+        self.life = life  # which use of the number this is
         self.base = self.received = self.next = self.high = self.end = start
         self.known = start  # below: offsets that the peer may have seen; above: bytes that may still be moved
         self.opened = start > 0  # the peer has heard of this stream
+        self.restored = False  # from a snapshot
         self.finished = False  # the owner will write no more
         self.aborted = False  # the owner gave up: the peer must not wait for what is missing
         self.stopped = False  # the peer wants no more
@@ -195,6 +197,7 @@ class Sender:
 
     def resume(self, received: int, released: int, limit: int) -> None:
         """A connection begins, and the peer stands here (`received` <= `end`)."""
+        self.opened = self.opened or received > 0
         self.known = max(self.known, received)
         self.high = max(self.high, received)
         self.received = max(received, self.base)
@@ -202,6 +205,16 @@ class Sender:
         self.fin_sent = self.probing = False
         self._release(max(released, self.base))
         self._seek(self.received)
+
+    def restore(self, base: int, data: bytes, opened: bool) -> None:
+        """Stands where a snapshot was taken.  The peer may have got any of it since."""
+        self.base = self.received = self.next = self.high = self._first = base
+        self.end = base
+        for at in range(0, len(data), _CHUNK):
+            self._append(data[at : at + _CHUNK])
+        self.end += len(data)
+        self.known = self.high = self.end
+        self.opened, self.restored = opened, True
 
     def content(self) -> bytes:
         """Everything kept, from `base` to `end`."""
