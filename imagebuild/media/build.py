@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from imagebuild.boot.initramfs import build_initramfs
 from imagebuild.boot.kernel import choose
 from imagebuild.errors import MediaError
 from imagebuild.media.appliance import appliance_files
-from imagebuild.media.bootfiles import boot_files
 from imagebuild.media.bootloader import find_bootloader
 from imagebuild.media.iso import ARGUMENTS, SPEC_PATH, IsoPlan, Recipe, plan_iso, write_iso
 from imagebuild.media.ova import DISK_ALIGNMENT, Drive, Machine, write_ova
@@ -42,10 +42,14 @@ class Wish:
 def collect(wish: Wish, home: Path, progress: Callable[[str], None]) -> Recipe:
     """Everything that goes into the ISO.  `home` is the folder of caches.  Raises OperationError."""
     kernel = choose(home, wish.kernel, progress)
-    image, initramfs = boot_files(kernel, home)
+    initramfs = build_initramfs(kernel, home)
+    try:
+        image, archive = kernel.image.read_bytes(), initramfs.path.read_bytes()
+    except OSError as error:
+        raise MediaError("read kernel", str(error.filename), error.strerror or str(error), "try again") from error
     return Recipe(
         kernel=image,
-        initramfs=initramfs,
+        initramfs=archive,
         bootloader=find_bootloader(home),
         epoch=source_date_epoch(os.environ),
         max_bytes=wish.max_bytes,
