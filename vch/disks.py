@@ -25,6 +25,7 @@ from vch.locks import NameLock
 from vch.qemu import Drive
 
 SECTOR = 512
+STATE = "state"  # the folder in it for locks and verdicts (vch/settings.py)
 DESCRIPTOR, CONTENT = "volume.vmdk", "volume-flat.vmdk"
 _NO_SPACE = "make room, or set VCH_HOME to a folder with more"
 
@@ -33,24 +34,24 @@ _NO_SPACE = "make room, or set VCH_HOME to a folder with more"
 class DiskSet:
     """The writable disks of one machine, with all that is held open or locked for them until `close`."""
 
-    state: Path
-    """The state folder: named volumes are in it, and unnamed files on its file system."""
+    home: Path
+    """The folder of all state: named volumes are in it, and unnamed files on its file system."""
     drives: list[Drive] = field(default_factory=list)
     fd_sets: dict[int, int] = field(default_factory=dict)
     _held: ExitStack = field(default_factory=ExitStack)
 
     def add_unnamed(self, serial: str, size: int) -> None:
         """A disk of `size` bytes that ends with the machine."""
-        content = self._keep(unnamed_file(self.state))
-        _format(content, size, str(self.state))
+        content = self._keep(unnamed_file(self.home))
+        _format(content, size, str(self.home))
         described = self._keep(os.memfd_create(f"vmdk-{serial}", os.MFD_CLOEXEC))
         os.write(described, vmdk.flat(f"/dev/fdset/{self._fd_set(content)}", size // SECTOR).encode())
         self.drives.append(Drive(serial, f"/dev/fdset/{self._fd_set(described)}", volatile=True))
 
     def add_volume(self, serial: str, name: str, size: int, read_only: bool) -> None:
         """The volume `name`, made with `size` bytes if there is none.  Raises HostError if another machine has it."""
-        self._held.enter_context(NameLock(self.state, "volume", name))
-        folder = self.state / "volumes" / name
+        self._held.enter_context(NameLock(self.home / STATE, "volume", name))
+        folder = self.home / "volumes" / name
         if not (folder / DESCRIPTOR).exists():
             make_volume(folder, size)
         self.drives.append(Drive(serial, str(folder / DESCRIPTOR), read_only))
