@@ -24,6 +24,7 @@ _FIRST_TICK, _LAST_TICK = 0.5, 8.0  # s; time without progress until a question 
 _ABSENT = 1.0  # s; how often an absent host is looked for, should the kernel not tell
 _REST = 1.0  # s; pause after the peer broke the protocol, so that a broken one costs nothing
 _MOST_PIECES = 64  # of one writev; IOV_MAX is 1024
+_PAGE = 4096
 _ROUNDS = 4  # reads, or writes, in a row before others get their turn
 
 
@@ -192,7 +193,7 @@ class Wire:
                 return
             space = self.endpoint.space()
             try:
-                count = os.readv(transport.fd, [space])
+                count = read_into(transport.fd, space)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -282,6 +283,22 @@ class Wire:
             return
         self._deliver()
         self._schedule()
+
+
+def read_into(fd: int, space: memoryview) -> int:
+    """Reads what is there and fits; 0 at the end.  Raises OSError, BlockingIOError if nothing is there.
+
+    A virtio-serial port gives one page at a time, however much waits.  To look at the frames after each would cost
+    twenty times the read; so reads go on as long as they give whole pages.
+    """
+    count = got = os.readv(fd, [space])
+    while got and not got % _PAGE and count < len(space):
+        try:
+            got = os.readv(fd, [space[count:]])
+        except OSError:  # nothing more, or an end: the next read will say which
+            break
+        count += got
+    return count
 
 
 def _nothing() -> None:
