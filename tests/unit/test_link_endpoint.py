@@ -362,6 +362,6 @@ def test_a_hostile_acknowledgement_is_one_error(small: Pair) -> None:
     small.run()
     small.tether.mux.receivers[0].expected = 1 << 40
     small.tether.mux.receivers[0].due = 2
-    small.tether.mux.owe(small.tether.mux.receivers[0])
+    small.tether.mux.outbox.owe(small.tether.mux.receivers[0])
     with pytest.raises(ProtocolError, match="acknowledged"):
         small.appliance.receive(small.tether.transmit())

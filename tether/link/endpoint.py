@@ -116,7 +116,7 @@ class Endpoint:
     def _end_connection(self, reason: str) -> None:
         if self.phase == LIVE:
             self._events.append(Disconnected(reason=reason or "connected anew"))
-        self._peer = self.mux.peer = None
+        self._peer = self.mux.outbox.peer = None
         self._owed.clear()
 
     def receive(self, data: "Buffer") -> None:
@@ -152,7 +152,7 @@ class Endpoint:
                 parts += build(RESUME, 0, parts=[pack(self._new_resume(peer))])
         self._owed.clear()
         if self.phase == LIVE:
-            parts += self.mux.gather()
+            parts += self.mux.outbox.gather()
         self._idle = not parts
         return parts
 
@@ -173,11 +173,11 @@ class Endpoint:
     @property
     def owes(self) -> bool:
         """Acknowledgements were put off: call `acknowledge` within about 20 ms, unless frames go out before."""
-        return self.mux.owes
+        return self.mux.outbox.owes
 
     def acknowledge(self) -> None:
         """Lets the acknowledgements that were put off go out."""
-        self.mux.hurry()
+        self.mux.outbox.hurry()
 
     def tick(self) -> None:
         """Some time has passed without progress: repeats what may have got lost.  Raises as `receive`."""

@@ -50,7 +50,7 @@ class Messenger:
         if sender.room < len(data):
             raise CongestedError(f"{type(message).__name__}: the peer has not taken {sender.end - sender.base} bytes")
         sender.write(data)
-        self.mux.wrote(sender)
+        self.mux.outbox.wrote(sender)
 
     def take_all(self, limit: int) -> None:
         """Turns what has arrived into events.  Raises ProtocolError."""

@@ -1,36 +1,28 @@
-"""The streams of one endpoint: takes DATA, ACK, NAK and CLOSED frames in, and decides which frame goes out next.
-
-Order of what goes out: complaints about gaps and acknowledgements, then the control stream, then the other streams in
-turn, one frame each.  A call of `gather` returns about one longest payload, so that control is never behind more bulk
-data than that.
+"""The streams of one endpoint: takes in DATA, ACK, NAK and CLOSED frames (what goes out: tether.link.outbox).
 
 Memory: a stream exists from its first byte until both of its ends are done with it.  Who sends forgets it when the end
 has been acknowledged and says CLOSED; who receives forgets it when it is read to the end and CLOSED has come.  Until
 then its position stays, so that a late duplicate does not bring it back to life.
 """
 
-import sys
 from _weakref import ref
 
 from tether.link.errors import ProtocolError
 from tether.link.events import Aborted, Drained, Readable, Stopped, Writable
-from tether.link.frame import ABORT, ACK, CLOSED, DATA, FIN, FLAG_BITS, LIFE_SHIFT, LIVES, NAK, STOP, build
+from tether.link.frame import ABORT, FIN, FLAG_BITS, LIFE_SHIFT, LIVES, STOP
 from tether.link.messages import CONTROL_STREAM
-from tether.link.receiver import LAZY, NOTHING, URGENT, Receiver
+from tether.link.outbox import Outbox
+from tether.link.receiver import NOTHING, URGENT, Receiver
 from tether.link.sender import Sender
 from tether.link.stream import Stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections import deque
     from collections.abc import Callable
 
     from tether.link.events import Event
-    from tether.link.frame import Part
     from tether.link.hello import Hello
     from tether.link.limits import Limits
-else:
-    from _collections import deque  # the same, without importing `collections`
 
 _ACK_SIZE = 16
 _MOST_FINISHED = 1024  # a duplicate is no older than what the transport can hold
@@ -41,22 +33,22 @@ class Mux:
 
     def __init__(self, limits: "Limits", durable: bool, events: "list[Event]", changed: "Callable[[], None]") -> None:
         self.limits, self.durable = limits, durable
-        self.peer: Hello | None = None
         self.senders: dict[int, Sender] = {}
         self.receivers: dict[int, Receiver] = {}
-        self._events, self._changed = events, changed
+        self._events = events
         self._readable: set[int] = set()  # streams whose Readable is among the events that nobody has fetched yet
         self._facades: dict[int, ref[Stream]] = {}
-        self._queue: deque[Sender] = deque()  # senders that may have something to send
-        self._unopened: dict[int, Sender] = {}  # senders that wait until the peer has room for one more stream
-        self._urgent: dict[int, Receiver] = {}  # (used as an ordered set)
-        self._lazy: dict[int, Receiver] = {}
-        self._naks: dict[int, Receiver] = {}
-        self._closed: dict[int, int] = {}  # number and life of streams that the peer is to forget
-        self._finished: dict[int, int] = {}  # ... of receivers forgotten of late: a duplicate does not revive them
+        self.outbox = Outbox(limits, self.senders, changed)
         self.lives = 0
-        self.parted: dict[int, int] = {}  # of senders that are done, which no saved snapshot says yet
-        self._unacknowledged = 0  # bytes received since acknowledgements went out
+        # Numbers and lives: of receivers forgotten of late, which a duplicate must not revive; of senders that are
+        # done, which no saved snapshot says yet.
+        self._finished: dict[int, int] = {}
+        self.parted: dict[int, int] = {}
+
+    @property
+    def peer(self) -> "Hello | None":
+        """Who is at the other end, while the connection is live."""
+        return self.outbox.peer
 
     # what the owner does
 
@@ -139,14 +131,6 @@ class Mux:
             if stream is not None:
                 stream.broken = True
 
-    def wrote(self, sender: Sender) -> None:
-        """There may be something to send in `sender`."""
-        if sender.pending:
-            if not sender.queued:
-                sender.queued = True
-                self._queue.append(sender)
-            self._changed()
-
     def consumed(self, receiver: Receiver) -> None:
         """The owner took bytes from `receiver`."""
         if self.durable:
@@ -157,34 +141,12 @@ class Mux:
     def release(self, receiver: Receiver, released: int, final: bool) -> None:
         """The peer need not keep what is below `released` of this stream, and if `final` the stream itself."""
         receiver.release(released, final)
-        self.owe(receiver)
+        self.outbox.owe(receiver)
         self._forget_receiver(receiver)
-
-    def owe(self, receiver: Receiver) -> None:
-        """Sees to it that the peer gets the acknowledgement that `receiver` finds due."""
-        if receiver.closed:
-            return
-        if receiver.due == URGENT:
-            self._lazy.pop(receiver.number, None)
-            self._urgent[receiver.number] = receiver
-            self._changed()
-        elif receiver.due == LAZY:
-            self._lazy[receiver.number] = receiver
-
-    @property
-    def owes(self) -> bool:
-        """Some acknowledgement has been put off."""
-        return bool(self._lazy)
-
-    def hurry(self) -> None:
-        """Makes acknowledgements that were put off go out with the next frames."""
-        self._urgent.update(self._lazy)
-        self._lazy.clear()
-        self._changed()
 
     def restart(self, peer: "Hello") -> None:
         """A connection begins."""
-        self.peer = peer
+        self.outbox.peer = peer
         self._finished.clear()
         for receiver in self.receivers.values():
             receiver.restart()
@@ -207,10 +169,9 @@ class Mux:
             return  # of a former life
         ended_before, arrived = receiver.end, receiver.expected
         if receiver.accept(offset, payload, flags):
-            self._naks[number] = receiver
+            self.outbox.complain(receiver)
             return
         news = receiver.expected - arrived
-        self._unacknowledged += news
         if receiver.end != ended_before and flags & ABORT:
             self._events.append(Aborted(stream=number))
         if (news or receiver.end != ended_before) and not receiver.stopped and number not in self._readable:
@@ -219,9 +180,7 @@ class Mux:
                 self._events.append(Readable(stream=number))
         if receiver.stopped or receiver.ended:
             self.consumed(receiver)
-        self.owe(receiver)
-        if self.limits.flight and self._unacknowledged >= self.limits.flight // 4:
-            self.hurry()
+        self.outbox.owe(receiver, news)
 
     def take_ack(self, number: int, flags: int, received: int, payload: memoryview) -> None:
         """ACK."""
@@ -231,9 +190,8 @@ class Mux:
         sender = self.senders.get(number)
         if sender is None or sender.life != life:
             # The CLOSED got lost: say it again, unless the peer asks for it without end.
-            if sender is None and len(self._closed) < self.limits.streams and self.parted.get(number) != life:
-                self._closed[number] = life
-                self._changed()
+            if sender is None and self.parted.get(number) != life and not self.outbox.crowded:
+                self.outbox.close(number, life)
             return
         released, limit = int.from_bytes(payload[:8], "big"), int.from_bytes(payload[8:], "big")
         sender.acknowledge(received, released, limit, bool(flags & FIN))
@@ -251,14 +209,14 @@ class Mux:
         if sender.starved and sender.room >= sender.capacity // 4:
             sender.starved = False
             self._events.append(Writable(stream=sender.number))
-        self.wrote(sender)
+        self.outbox.wrote(sender)
 
     def take_nak(self, number: int, flags: int, expected: int) -> None:
         """NAK."""
         sender = self.senders.get(number)
         if sender is not None and sender.life == flags >> LIFE_SHIFT:
             sender.go_back(expected)
-            self.wrote(sender)
+            self.outbox.wrote(sender)
 
     def take_closed(self, number: int, flags: int) -> None:
         """CLOSED: no frame of this stream will come any more."""
@@ -284,15 +242,13 @@ class Mux:
         if self.durable:
             self.parted[number] = life
         else:
-            self._closed[number] = life
-            self._changed()
+            self.outbox.close(number, life)
 
     def certain(self, number: int, life: int) -> None:
         """A saved snapshot says that this sender is done."""
         if self.parted.get(number) == life:
             del self.parted[number]
-            self._closed[number] = life
-            self._changed()
+            self.outbox.close(number, life)
 
     def drop(self, sender: Sender) -> None:
         """The peer is done with this life of the stream, and this end was not told."""
@@ -304,10 +260,7 @@ class Mux:
         self.part(sender.number, sender.life)
         if not sender.aborted:
             self._events.append(Drained(stream=sender.number))
-        waiting, self._unopened = self._unopened, {}
-        for one in waiting.values():
-            self.wrote(one)
-        self._changed()
+        self.outbox.room_for_one()
 
     def _forget_receiver(self, receiver: Receiver) -> None:
         if receiver.closed and receiver.ended and self.receivers.get(receiver.number) is receiver:
@@ -319,84 +272,7 @@ class Mux:
     def _replace(self, receiver: Receiver) -> None:
         """Takes it out; its handle goes on saying that it has ended, or has something left to read."""
         del self.receivers[receiver.number]
-        for owed in (self._urgent, self._lazy, self._naks):
-            owed.pop(receiver.number, None)
-
-    # frames that go out
-
-    def gather(self) -> "list[Part]":
-        """The pieces of the next frames; empty if there is nothing to send now."""
-        peer = self.peer
-        if peer is None:
-            return []
-        parts: list[Part] = []
-        key = peer.key
-        for number, receiver in self._naks.items():
-            life = receiver.life << LIFE_SHIFT
-            parts += build(NAK, key, flags=life, stream=number, offset=receiver.expected)
-        self._naks.clear()
-        self._gather_acks(self._urgent, parts, key)
-        for number, life in self._closed.items():
-            parts += build(CLOSED, key, flags=life << LIFE_SHIFT, stream=number)
-        self._closed.clear()
-        self._gather_data(parts, key, min(self.limits.payload, peer.payload))
-        if parts and self._lazy:
-            self._gather_acks(self._lazy, parts, key)
-        return parts
-
-    def _gather_acks(self, owed: dict[int, Receiver], parts: "list[Part]", key: int) -> None:
-        for number, receiver in owed.items():
-            received, released, limit, flags = receiver.tell()
-            payload = released.to_bytes(8, "big") + limit.to_bytes(8, "big")
-            flags |= receiver.life << LIFE_SHIFT
-            parts += build(ACK, key, flags=flags, stream=number, offset=received, parts=[payload])
-        owed.clear()
-        if not self._lazy:
-            self._unacknowledged = 0
-
-    def _gather_data(self, parts: "list[Part]", key: int, payload: int) -> None:
-        """DATA frames: one of the control stream, then of the others in turn until a payload's worth is together."""
-        allowed = self._allowed()
-        control = self.senders.get(CONTROL_STREAM)
-        if control is not None and (control.urgent or min(control.ready, allowed) > 0):
-            allowed -= self._gather_frame(control, parts, key, min(payload, allowed))
-        queue, together = self._queue, 0
-        for _ in range(len(queue)):
-            sender = queue.popleft()
-            sender.queued = False
-            if sender is control or not sender.pending or sender.number not in self.senders:
-                continue
-            if not sender.opened and not self._may_open():
-                self._unopened[sender.number] = sender
-                continue
-            size = min(sender.ready, payload, allowed - together)
-            if together and together + size > payload:
-                sender.queued = True
-                queue.appendleft(sender)
-                break
-            if size > 0 or sender.urgent:
-                together += self._gather_frame(sender, parts, key, max(0, size))
-            if sender.pending:
-                sender.queued = True
-                queue.append(sender)
-
-    def _gather_frame(self, sender: Sender, parts: "list[Part]", key: int, size: int) -> int:
-        offset, payload, flags = sender.take(size)
-        flags |= sender.life << LIFE_SHIFT
-        parts += build(DATA, key, flags=flags, stream=sender.number, offset=offset, parts=payload)
-        return sum(map(len, payload))
-
-    def _allowed(self) -> int:
-        """How many bytes of data may go out now."""
-        peer = self.peer
-        if peer is None or not peer.flight:
-            return sys.maxsize
-        return max(0, peer.flight - sum(sender.next - sender.received for sender in self.senders.values()))
-
-    def _may_open(self) -> bool:
-        peer = self.peer
-        opened = sum(sender.opened for sender in self.senders.values() if sender.number != CONTROL_STREAM)
-        return peer is not None and opened < peer.streams
+        self.outbox.forget(receiver)
 
     # time
 
@@ -411,16 +287,14 @@ class Mux:
     def settled(self) -> bool:
         """Everything that was written has arrived, and is released if the peer saves what it gets."""
         durable = self.peer is not None and self.peer.durable
-        return all(
-            sender.settled and (not durable or sender.base == sender.end) for sender in self.senders.values()
-        )
+        return all(one.settled and (not durable or one.base == one.end) for one in self.senders.values())
 
     def tick(self) -> None:
         """Time passes: asks about what may have got lost."""
         for sender in self.senders.values():
             if sender.tick():
-                self.wrote(sender)
+                self.outbox.wrote(sender)
         for receiver in self.receivers.values():
             if receiver.done and receiver.due == NOTHING:  # waits for CLOSED
                 receiver.due = URGENT
-                self.owe(receiver)
+                self.outbox.owe(receiver)

@@ -40,7 +40,7 @@ class Stream:
         """
         sender = self._sender()
         count = sender.write(data)
-        self._mux.wrote(sender)
+        self._mux.outbox.wrote(sender)
         return count
 
     def finish(self) -> None:
@@ -48,14 +48,14 @@ class Stream:
         if not self.broken:
             sender = self._sender()
             sender.finish()
-            self._mux.wrote(sender)
+            self._mux.outbox.wrote(sender)
 
     def abort(self) -> None:
         """Gives up writing: what has not been sent yet never will be, and the peer gets Aborted."""
         sender = self._out
         if sender is not None and not sender.ended and not self.broken:
             sender.abort()
-            self._mux.wrote(sender)
+            self._mux.outbox.wrote(sender)
 
     @property
     def room(self) -> int:
