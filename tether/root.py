@@ -6,7 +6,7 @@
     /w               the writable disk, or a tmpfs: /w/upper, /w/work
     /r               all of them stacked: the container's root
 
-The names are short because mount(2) takes one page of options and an image may have 127 layers.
+The names are short because mount(2) takes one page of options and an image may have 127 layers and their patches.
 """
 
 import os
@@ -21,7 +21,7 @@ from tether.spec import Layer, Root
 from tether.syscalls import MS_BIND, MS_RDONLY, MS_REMOUNT, PAGE, mount
 
 LAYERS, INIT_LAYER, WRITABLE, MERGED = "/l", "/i", "/w", "/r"
-MAX_LAYERS = 127  # Docker's limit too
+MAX_LAYERS = 255  # partitions that Linux finds on one disk: 127 layers, Docker's limit, and their patches fit
 FILESYSTEMS = ("erofs", "squashfs", "ext4")
 _READ_ONLY_OPTIONS = {"ext4": "noload"}  # a journal cannot be replayed on a read-only disk
 WRITABLE_FILESYSTEM = "ext4"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import pytest
 
+from imagebuild.demo import demo_layers, fetch_busybox
+from imagebuild.oci.compose import LayerTar, write_layout
 from tests.vm.conftest import Vch
 
 pytestmark = pytest.mark.vm
@@ -39,3 +42,11 @@ def test_bulk_data_comes_back_whole(vch: Vch, busybox_image: str) -> None:
     data = hashlib.shake_128(b"out").digest(50_000_000)
     run = vch("run", "--rm", "-i", busybox_image, "cat", stdin=data)
     assert (len(run.stdout), run.stdout == data) == (len(data), True)
+
+
+def test_as_many_layers_as_docker_builds(vch: Vch, tmp_path: Path) -> None:
+    base = demo_layers(fetch_busybox())
+    more = [LayerTar().directory("n").file(f"n/{number}", b"%d\n" % number).tar() for number in range(127 - len(base))]
+    write_layout(tmp_path / "many", [*base, *more], {"Env": ["PATH=/bin"]})
+    run = vch("run", f"oci:{tmp_path / 'many'}:latest", "sh", "-c", "ls /n | wc -l; cat /n/0 /n/123")
+    assert (run.stdout, run.returncode) == (b"124\n0\n123\n", 0), run.stderr
