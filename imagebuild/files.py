@@ -11,6 +11,7 @@ from pathlib import Path
 
 from imagebuild.errors import StoreError
 
+# What to do where the store's own files are in trouble, and where files that the user named are.
 _REMEDIES = {
     errno.ENOSPC: "free some space (imagebuild gc), or set VCH_HOME to a larger disk",
     errno.EDQUOT: "free some space (imagebuild gc), or set VCH_HOME to a larger disk",
@@ -20,18 +21,33 @@ _REMEDIES = {
     errno.ENOTDIR: "set VCH_HOME to a folder that can be made",
     errno.EROFS: "the disk is read-only: set VCH_HOME to a folder elsewhere",
 }
+_OUTPUT_REMEDIES = {
+    errno.ENOSPC: "free some space, or write to another disk",
+    errno.EDQUOT: "free some space, or write to another disk",
+    errno.EACCES: "write to a folder of your own",
+    errno.EPERM: "write to a folder of your own",
+    errno.ENOENT: "make the folder first",
+    errno.ENOTDIR: "make the folder first",
+    errno.EROFS: "the disk is read-only: write to another one",
+    errno.EEXIST: "delete it first, or choose another name",
+    errno.EISDIR: "give the name of a file",
+}
 
 
 @contextmanager
-def explained(step: str, subject: str) -> Iterator[None]:
-    """Turn an OSError of the block into a StoreError that says what to do about it."""
+def explained(step: str, subject: str, *, output: bool = False) -> Iterator[None]:
+    """Turn an OSError of the block into a StoreError that says what to do about it.
+
+    ``output`` says that the block writes where the user wants it, and not into the store.
+    """
     try:
         yield
     except OSError as error:
         cause = error.strerror or str(error)
-        if error.filename:
+        if error.filename and str(error.filename) != subject:
             cause = f"{error.filename}: {cause}"
-        raise StoreError(step, subject, cause, _REMEDIES.get(error.errno or 0, "")) from error
+        remedies = _OUTPUT_REMEDIES if output else _REMEDIES
+        raise StoreError(step, subject, cause, remedies.get(error.errno or 0, "")) from error
 
 
 def sync_file(path: Path) -> None:

@@ -41,8 +41,12 @@ def user_store() -> Store:
 
 
 def find_image(store: Store, name: str) -> Image:
-    """The image of this name; StoreError if there is none."""
+    """The image of this name; StoreError if there is none, or if parts of it are gone."""
     image = store.find(name)
     if image is None:
         raise StoreError("find image", name, "there is no such image", f"imagebuild pull {name}")
+    missing = sum(not layer.path.exists() for layer in image.layers)
+    if missing:
+        cause = f"{missing} of its {len(image.layers)} layers are not there"
+        raise StoreError("find image", name, cause, f"imagebuild pull {name} brings them back")
     return image

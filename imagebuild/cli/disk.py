@@ -66,7 +66,7 @@ def _layers(options: argparse.Namespace) -> int:
     from imagebuild.disk.vmdk import DiskLayer, layer_disks
 
     image = find_image(user_store(), options.image)
-    with explained("make layer disks", str(options.folder)):
+    with explained("make layer disks", str(options.folder), output=True):
         options.folder.mkdir(parents=True, exist_ok=True)
         if any(options.folder.iterdir()):
             raise DiskError("make layer disks", str(options.folder), "is not empty", "choose another folder")
@@ -85,7 +85,7 @@ def _stream(options: argparse.Namespace) -> int:
     flat = read_descriptor(disk).flat
     if not flat:
         raise DiskError("write VMDK", str(disk), "is not made of flat files", "qemu-img convert can read it")
-    print(write_stream_optimized(flat, options.file, level=options.level))
+    print(f"{options.file}: {write_stream_optimized(flat, options.file, level=options.level):,} bytes")
     return 0
 
 
@@ -100,7 +100,7 @@ def _new(options: argparse.Namespace) -> int:
         raise DiskError("make disk", str(options.file), f"{options.size} bytes are no multiple of {SECTOR}")
     made: list[Path] = []
     try:
-        with explained("make disk", str(options.file)):
+        with explained("make disk", str(options.file), output=True):
             # Both are claimed before either is written: a disk that is there already is never touched.
             for path in (options.file, raw):
                 os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
@@ -118,7 +118,7 @@ def _new(options: argparse.Namespace) -> int:
 def _delta(options: argparse.Namespace) -> int:
     from imagebuild.disk.vmdk_sparse import seal, write_delta
 
-    with explained("seal disk", str(options.parent)):
+    with explained("seal disk", str(options.parent), output=True):
         seal(options.parent)
     write_delta(options.parent, options.file)
     return 0

@@ -65,10 +65,15 @@ def _names(store: Store) -> dict[str, list[str]]:
     """The names of each image, as people write them, by manifest digest."""
     found: dict[str, list[str]] = {}
     for name, digest in store.tags().items():
-        with suppress(ImageNameError):  # the name of a folder or an archive stays as it is
-            name = Reference.parse(name).familiar()  # noqa: PLW2901 - its short form
-        found.setdefault(digest, []).append(name)
+        found.setdefault(digest, []).append(_familiar(name))
     return found
+
+
+def _familiar(name: str) -> str:
+    """A name as people write it; that of a folder or an archive stays as it is."""
+    with suppress(ImageNameError):
+        return Reference.parse(name).familiar()
+    return name
 
 
 def _ls(options: argparse.Namespace) -> int:
@@ -79,8 +84,12 @@ def _ls(options: argparse.Namespace) -> int:
         try:
             image = store.get(record.manifest)
             size = sum(layer.disk_size for layer in image.layers)
-        except (OperationError, FileNotFoundError) as error:
-            print(f"imagebuild: {record.manifest}: {error}; see imagebuild verify", file=sys.stderr)
+        except FileNotFoundError:
+            called = (names.get(record.manifest) or [record.manifest])[0]
+            print(f"imagebuild: {called} lacks layers (imagebuild pull {called} brings them back)", file=sys.stderr)
+            continue
+        except OperationError as error:
+            print(f"imagebuild: {error}", file=sys.stderr)
             continue
         rows.append(
             {
@@ -209,7 +218,7 @@ def _rm(options: argparse.Namespace) -> int:
         print_json([asdict(one) for one in done])
     else:
         for one in done:
-            print("".join(f"untagged {plain(name)}\n" for name in one.untagged), end="")
+            print("".join(f"untagged {plain(_familiar(name))}\n" for name in one.untagged), end="")
             if one.deleted:
                 print(f"deleted {one.deleted} ({size_text(one.collected.freed)})")
     return status

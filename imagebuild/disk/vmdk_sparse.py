@@ -95,7 +95,7 @@ def write_stream_optimized(
     if capacity * SECTOR > MAX_SIZE:
         raise DiskError("write VMDK", destination.name, f"{capacity} sectors are more than a sparse VMDK takes")
     temporary = destination.with_name(f".{destination.name}.part")
-    with explained("write VMDK", str(destination)):
+    with explained("write VMDK", str(destination), output=True):
         try:
             with temporary.open("wb", buffering=1 << 20) as file:
                 _Stream(file, capacity, destination.name).write(
@@ -223,7 +223,7 @@ def write_delta(parent: Path, destination: Path) -> None:
     text = descriptor("monolithicSparse", extents, parent_cid=of.content_id, parent_hint=hint).encode()
     if of.content_id == NO_PARENT or len(text) > _DESCRIPTOR_SECTORS * SECTOR:
         raise DiskError("write delta VMDK", str(parent), "its content ID or its path is none that a child can hold")
-    with explained("write delta VMDK", str(destination)), destination.open("xb") as file:
+    with explained("write delta VMDK", str(destination), output=True), destination.open("xb") as file:
         file.write(header.pack())
         file.write(text)
         for place in (redundant, directory):

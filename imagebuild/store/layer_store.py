@@ -157,14 +157,21 @@ class LayerJob:
 
     def _convert(self, chunks: Iterator[bytes], image: Path) -> None:
         descriptor = self.descriptor
-        converted = convert(
-            chunks,
-            destination=image,
-            digest=descriptor.digest,
-            size=descriptor.size,
-            diff_id=self.diff_id,
-            verity=self.kind == VERITY_KIND,
-        )
+        try:
+            converted = convert(
+                chunks,
+                destination=image,
+                digest=descriptor.digest,
+                size=descriptor.size,
+                diff_id=self.diff_id,
+                verity=self.kind == VERITY_KIND,
+            )
+        except LayerError as error:
+            if descriptor.digest in error.subject:
+                raise
+            # The converter knows where in the layer, and a person wants to know in which layer, too.
+            where = "" if error.subject == "the layer" else f": {error.subject}"
+            raise LayerError(error.step, f"layer {descriptor.digest}{where}", error.cause, error.remedy) from error
         self.stop.check()
         self.store.adopt_layer(image, self.key, LayerFacts.of_layer(image, converted).to_json())
 

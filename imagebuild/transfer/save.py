@@ -104,7 +104,7 @@ def save(
         _save_archive(store, images, destination, form, settings)
         return
     temporary = destination.with_name(f".{destination.name}.part")
-    with explained("save", str(destination)):
+    with explained("save", str(destination), output=True):
         if destination.exists():
             raise FileExistsError(f"{destination} exists already")
         try:

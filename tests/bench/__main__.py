@@ -14,6 +14,7 @@ from pathlib import Path
 
 from imagebuild.home import home
 from tests.bench.bench_boot import bench_boot
+from tests.bench.bench_images import bench_images
 from tests.bench.bench_layer import bench_layer
 from tests.bench.measure import Report, show
 from tests.debian_image import CannotBuild, cache_folder
@@ -33,7 +34,13 @@ def _layer(report: Report, runs: int) -> None:
     report.tables["layer"] = bench_layer(folder, runs)
 
 
-BENCHES: dict[str, Callable[[Report, int], None]] = {"boot": _boot, "layer": _layer}
+def _images(report: Report, runs: int) -> None:
+    folder = cache_folder() / "bench"
+    folder.mkdir(parents=True, exist_ok=True)
+    bench_images(folder, runs, report)
+
+
+BENCHES: dict[str, Callable[[Report, int], None]] = {"boot": _boot, "layer": _layer, "images": _images}
 
 
 def main() -> int:

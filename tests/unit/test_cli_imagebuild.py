@@ -120,16 +120,44 @@ def test_import_and_disks(run: Run, tmp_path: Path) -> None:
     assert disk.read_text().startswith("# Disk DescriptorFile")
     assert len(run("disk", "layers", "base:1", "out").split()) == 1
     assert "is not empty" in run("disk", "layers", "base:1", "out", status=1)
-    assert int(run("disk", "stream", "base:1", "one.vmdk")) == (tmp_path / "one.vmdk").stat().st_size
+    said = run("disk", "stream", "base:1", "one.vmdk")
+    assert said == f"one.vmdk: {(tmp_path / 'one.vmdk').stat().st_size:,} bytes\n"
     run("disk", "new", "64M", "data.vmdk")
     assert (tmp_path / "data-flat.vmdk").stat().st_size == 64 << 20
-    assert "exists" in run("disk", "new", "64M", "data.vmdk", status=1)
+    said = run("disk", "new", "64M", "data.vmdk", status=1)
+    assert said == "imagebuild: make disk: data.vmdk: File exists (delete it first, or choose another name)\n"
     assert (tmp_path / "data-flat.vmdk").stat().st_size == 64 << 20
     run("disk", "delta", "data.vmdk", "child.vmdk")
     assert not (tmp_path / "data-flat.vmdk").stat().st_mode & 0o222
     assert "is not made of flat files" in run("disk", "stream", "child.vmdk", "two.vmdk", status=1)
     assert "a file system has" in run("disk", "new", "4k", "small.vmdk", status=1)
     assert not (tmp_path / "small.vmdk").exists()
+
+
+def test_an_image_that_lacks_a_layer_says_how_to_get_it_back(
+    run: Run, tmp_path: Path, archive: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("load", "-i", str(archive))
+    victim = next((tmp_path / "home/images/layers").glob("*.erofs"))
+    victim.unlink()
+    for words in (["disk", "image", "app:1"], ["inspect", "app:1"], ["save", "-o", "x.tar", "app:1"]):
+        said = run(*words, status=1)
+        assert "1 of its 3 layers are not there (imagebuild pull app:1 brings them back)" in said
+    assert main(["ls"]) == 0
+    assert "app:1 lacks layers (imagebuild pull app:1 brings them back)" in capsys.readouterr().err
+
+
+def test_a_bad_layer_is_named(run: Run, registry: FakeRegistry) -> None:
+    image = registry.add_image("bad", [LAYERS[0], LAYERS[1][:1000]])
+    said = run("pull", f"{registry.address}/bad", status=1)
+    digest = json.loads(image.manifest)["layers"][1]["digest"]
+    assert f"read the tar archive: layer {digest}: byte " in said
+
+
+def test_output_that_cannot_be_written_is_not_the_stores_fault(run: Run, archive: Path) -> None:
+    run("load", "-i", str(archive))
+    said = run("save", "-o", "nowhere/x.tar", "app:1", status=1)
+    assert said.endswith("No such file or directory (make the folder first)\n")
 
 
 def test_errors_are_one_sentence(run: Run, registry: FakeRegistry) -> None:
