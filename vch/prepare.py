@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -57,14 +58,20 @@ def _boot(
     options: RunOptions, settings: Settings, program: str, debug: Callable[[str], None]
 ) -> tuple[BootFiles, accel.Verdict]:
     """What to boot, and under what."""
-    kernel = choose_kernel(settings.home, settings.kernel, debug)
-    initramfs = build_initramfs(kernel, settings.home)
+    announce = debug if options.quiet or options.debug or not os.isatty(2) else _announce
+    kernel = choose_kernel(settings.home, settings.kernel, announce)
+    initramfs = build_initramfs(kernel, settings.home, progress=announce)
     debug(f"kernel {kernel.name} {kernel.release}, boot image {initramfs.path.name}: {initramfs.size} bytes")
     verdict = accel.choose(settings.accelerator, settings.state, kernel.pvh or kernel.image, program)
     debug(f"accelerator {verdict.accelerator.value}: {verdict.reason}")
     cpus = options.cpus or settings.cpus
     words = kernel_arguments(kernel, verdict.accelerator, cpus, options.debug, settings.link)
     return boot_files(kernel, initramfs.path, words, find_firmware(program)), verdict
+
+
+def _announce(line: str) -> None:
+    """What takes a while and happens once, to a person who waits."""
+    print(f"vch: {line}", file=sys.stderr)
 
 
 def _image(options: RunOptions, settings: Settings) -> tuple[Image, Lease]:

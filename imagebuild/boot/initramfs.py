@@ -22,6 +22,7 @@ import zstandard
 
 from imagebuild.boot import cpio, runtime
 from imagebuild.boot.kernel import Kernel, boot_modules, demand_modules
+from imagebuild.boot.kernel_cache import Progress, silent
 from imagebuild.errors import InitramfsError
 
 AGENT = "tether"
@@ -58,6 +59,15 @@ class Initramfs:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One entry, the file of the host that it is (or is compiled from), and the name it is imported by, if it is."""
+
+    entry: cpio.Entry
+    source: Path | None = None
+    module: str = ""
+
+
+@dataclass(frozen=True)
 class Modules:
     """Kernel modules to bring along: `load` at once, in this order; `demand` by name, each with what it depends on."""
 
@@ -77,10 +87,12 @@ class Modules:
         return [cpio.file(MODULE_LIST, load.encode()), cpio.file(DEMAND_LIST, demand.encode())]
 
 
-def build_initramfs(kernel: Kernel, cache: Path, source_root: Path | None = None) -> Initramfs:
+def build_initramfs(
+    kernel: Kernel, cache: Path, source_root: Path | None = None, progress: Progress = silent
+) -> Initramfs:
     """The boot image for `kernel`, made if `cache` does not have it.
 
-    `source_root` is the folder that has the agent's package (default: where this package is).  Raises InitramfsError,
+    `progress` is told if it has to be made.  `source_root` is the folder that has the agent's package (default: where this package is).  Raises InitramfsError,
     and KernelError for a kernel without its modules.
     """
     root = source_root or Path(__file__).resolve().parents[2]
@@ -91,6 +103,7 @@ def build_initramfs(kernel: Kernel, cache: Path, source_root: Path | None = None
     path = folder / f"{key}.cpio.zst"
     try:
         if not path.exists():
+            progress(f"boot image for {kernel.name}: build")
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".building-", dir=folder) as scratch:
                 made = Path(scratch, "image")
@@ -106,22 +119,32 @@ def build_initramfs(kernel: Kernel, cache: Path, source_root: Path | None = None
 
 def entries(python: runtime.Runtime, root: Path, modules: Modules, scratch: Path) -> list[cpio.Entry]:
     """What goes in.  `scratch` is a folder to compile in."""
+    return [part.entry for part in parts(python, root, modules, scratch)]
+
+
+def parts(python: runtime.Runtime, root: Path, modules: Modules, scratch: Path) -> list[Part]:
+    """What goes in, with the host's file that each is from."""
     imported = runtime.imported_modules(python, root, (MAIN_MODULE, *LATE_IMPORTS))
     wanted = {module.name: module for module in (*imported, *runtime.agent_modules(root, AGENT))}
     every = [wanted[name] for name in sorted(wanted)]
     compiled = runtime.compile_modules(python, every, scratch)
     return [
-        cpio.file("init", INIT, 0o755),
-        cpio.character_device("dev/console", 5, 1),  # the kernel opens it for PID 1 before anything is mounted
-        cpio.file(runtime.INTERPRETER, python.interpreter.read_bytes(), 0o755),
-        *(cpio.directory(path) for path in EMPTY_FOLDERS),
-        *(cpio.file(f"{runtime.LIBRARY}/{name}", code) for name, code in compiled.items()),
-        *(cpio.file(f"{runtime.LIBRARY}/{module.target()}", module.file.read_bytes())
+        Part(cpio.file("init", INIT, 0o755)),
+        Part(cpio.character_device("dev/console", 5, 1)),  # the kernel opens it for PID 1 before anything is mounted
+        _copied(runtime.INTERPRETER, python.interpreter, 0o755),
+        *(Part(cpio.directory(path)) for path in EMPTY_FOLDERS),
+        *(Part(cpio.file(f"{runtime.LIBRARY}/{module.target()}", compiled[module.target()]), module.file, module.name)
+          for module in every if not module.is_extension),
+        *(_copied(f"{runtime.LIBRARY}/{module.target()}", module.file, name=module.name)
           for module in every if module.is_extension),
-        *(cpio.file(name, path.read_bytes(), 0o755) for name, path in runtime.shared_objects(python, every).items()),
-        *(cpio.file(f"{MODULE_FOLDER}/{path.name}", path.read_bytes()) for path in modules.files()),
-        *modules.lists(),
+        *(_copied(name, path, 0o755) for name, path in runtime.shared_objects(python, every).items()),
+        *(_copied(f"{MODULE_FOLDER}/{path.name}", path) for path in modules.files()),
+        *(Part(entry) for entry in modules.lists()),
     ]
+
+
+def _copied(path: str, source: Path, mode: int = 0o644, name: str = "") -> Part:
+    return Part(cpio.file(path, source.read_bytes(), mode), source, name)
 
 
 def _forget_old(folder: Path) -> None:
