@@ -92,8 +92,8 @@ def build_initramfs(
 ) -> Initramfs:
     """The boot image for `kernel`, made if `cache` does not have it.
 
-    `progress` is told if it has to be made.  `source_root` is the folder that has the agent's package (default: where this package is).  Raises InitramfsError,
-    and KernelError for a kernel without its modules.
+    `progress` is told if it has to be made.  `source_root` is the folder that has the agent's package (default: where
+    this package is).  Raises InitramfsError, and KernelError for a kernel without its modules.
     """
     root = source_root or Path(__file__).resolve().parents[2]
     python = runtime.find_runtime()
