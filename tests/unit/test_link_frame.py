@@ -123,6 +123,31 @@ def test_frames_with_another_key_are_noise() -> None:
     assert one.damaged == 1
 
 
+@given(st.integers(1, 8000), st.integers(0, 12000), st.integers(1, 4000), st.sampled_from([b"\0", b"ab", b"x" * 64]))
+def test_where_the_ends_suffice_every_loss_is_seen(size: int, at: int, lost: int, motif: bytes) -> None:
+    """Also with data that looks the same wherever one cuts it."""
+    payloads = [(motif * 8000)[:size], b"second" * 300, b"third"]
+    frames = [
+        b"".join(build(DATA, KEY, stream=17, offset=index, parts=[memoryview(payload)[:9], payload[9:]], ends=True))
+        for index, payload in enumerate(payloads)
+    ]
+    data = b"".join(frames)
+    at %= len(data)
+    one = Decoder(10_000, ends=True)
+    one.reset(KEY)
+    found = feed(one, data[:at] + data[at + lost :])
+    for _ in range(2):
+        one.tick()
+    while (got := one.next()) is not None:
+        found.append((*got[:4], bytes(got[4])))
+    for _kind, _flags, _stream, offset, payload in found:
+        assert payload == payloads[offset]
+    for index, frame in enumerate(frames):
+        begin = sum(map(len, frames[:index]))
+        if begin + len(frame) <= at or begin >= at + lost:
+            assert index in {got[3] for got in found}
+
+
 def test_opening_frames_need_no_key() -> None:
     assert [got[0] for got in feed(decoder(), frame(b"hi", kind=HELLO, key=0))] == [HELLO]
     assert feed(decoder(), frame(b"hi", kind=HELLO)) == []

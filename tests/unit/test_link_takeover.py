@@ -198,7 +198,6 @@ class DurableLink(Link):
     @initialize(limits=st.sampled_from(LIMITS), seed=st.integers(0, 1 << 30))
     def begin(self, limits: Limits, seed: int) -> None:
         super().begin(limits, seed)
-        self.limits = limits
         self.endpoint[APPLIANCE] = Endpoint(APPLIANCE, limits, durable=True)
         self.endpoint[APPLIANCE].connected()
         self.gone: set[int] = set()  # streams of the appliance that were complete when it was killed

@@ -71,7 +71,7 @@ class Endpoint:
         self.stale = 0  # frames ignored because they came before the connection was live
         self._random = random
         self._events: list[Event] = []
-        self._decoder = Decoder(limits.payload)
+        self._decoder = Decoder(limits.payload, limits.ends_suffice)
         self._mine = self._new_hello()
         self._peer: Hello | None = None  # of this connection
         self.known = b""  # instance of the last peer that this end was live with

@@ -40,6 +40,7 @@ class Hello(Record):
     streams: int
     message: int
     flight: int = 0
+    ends_suffice: bool = False
     durable: bool = False
     software: str = ""
 
@@ -108,6 +109,7 @@ def hello_of(
         streams=limits.streams,
         message=limits.message,
         flight=limits.flight,
+        ends_suffice=limits.ends_suffice,
         durable=durable,
         software=software,
     )

@@ -24,6 +24,7 @@ class Limits(Record):
     message  longest control message
     flight   what all streams together may have sent that this end has not acknowledged yet; 0 = as much as the windows
              allow, for transports that hold the sender back by themselves
+    ends_suffice  a long payload's CRC need cover its ends only; for transports that lose bytes but change none
 
     So one link costs at most streams * (window + ring) + 4 * message + 4 * payload bytes, and only while a peer or a
     stalled reader makes it so.
@@ -35,6 +36,7 @@ class Limits(Record):
     streams: int = 256
     message: int = MIB
     flight: int = 0
+    ends_suffice: bool = False
 
     @property
     def control_window(self) -> int:
@@ -42,7 +44,7 @@ class Limits(Record):
         return 2 * (self.message + 4)
 
 
-PORT = Limits()  # virtio-serial, vsock, Unix and TCP sockets
+PORT = Limits(ends_suffice=True)  # virtio-serial, vsock, Unix and TCP sockets
 
 # A 16550 has no flow control.  Linux's tty layer holds 64 KiB for sure (about 1.3 MiB in practice) for a reader that is
 # late, then drops bytes in silence, so all streams together stay below that.  Small frames: at 10 kB/s one of 1 KiB

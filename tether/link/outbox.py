@@ -116,7 +116,7 @@ class Outbox:
             self._gather_acks(self._urgent, parts, key)
         if self._closed:
             self._gather_closed(parts, key)
-        self._gather_data(parts, key, min(self.limits.payload, peer.payload))
+        self._gather_data(parts, peer, min(self.limits.payload, peer.payload))
         if parts and self._lazy:
             self._gather_acks(self._lazy, parts, key)
         return parts
@@ -142,19 +142,19 @@ class Outbox:
             parts += build(CLOSED, key, flags=life << LIFE_SHIFT, stream=number)
         self._closed.clear()
 
-    def _gather_data(self, parts: "list[Part]", key: int, payload: int) -> None:
+    def _gather_data(self, parts: "list[Part]", peer: "Hello", payload: int) -> None:
         """DATA frames: one of the control stream, then of the others in turn until a payload's worth is together."""
-        allowed = self._allowed()
+        allowed = self._allowed(peer)
         control = self._senders.get(CONTROL_STREAM)
         if control is not None and (control.urgent or min(control.ready, allowed) > 0):
-            allowed -= self._gather_frame(control, parts, key, min(payload, allowed))
+            allowed -= self._gather_frame(control, parts, peer, min(payload, allowed))
         queue, together = self._queue, 0
         for _ in range(len(queue)):
             sender = queue.popleft()
             sender.queued = False
             if sender is control or not sender.pending or sender.number not in self._senders:
                 continue
-            if not sender.opened and not self._may_open():
+            if not sender.opened and not self._may_open(peer):
                 self._unopened[sender.number] = sender
                 continue
             size = min(sender.ready, payload, allowed - together)
@@ -163,25 +163,30 @@ class Outbox:
                 queue.appendleft(sender)
                 break
             if size > 0 or sender.urgent:
-                together += self._gather_frame(sender, parts, key, max(0, size))
+                together += self._gather_frame(sender, parts, peer, max(0, size))
             if sender.pending:
                 sender.queued = True
                 queue.append(sender)
 
-    def _gather_frame(self, sender: "Sender", parts: "list[Part]", key: int, size: int) -> int:
+    def _gather_frame(self, sender: "Sender", parts: "list[Part]", peer: "Hello", size: int) -> int:
         offset, payload, flags = sender.take(size)
-        flags |= sender.life << LIFE_SHIFT
-        parts += build(DATA, key, flags=flags, stream=sender.number, offset=offset, parts=payload)
+        parts += build(
+            DATA,
+            peer.key,
+            flags=flags | sender.life << LIFE_SHIFT,
+            stream=sender.number,
+            offset=offset,
+            parts=payload,
+            ends=peer.ends_suffice,
+        )
         return sum(map(len, payload))
 
-    def _allowed(self) -> int:
+    def _allowed(self, peer: "Hello") -> int:
         """How many bytes of data may go out now."""
-        peer = self.peer
-        if peer is None or not peer.flight:
+        if not peer.flight:
             return sys.maxsize
         return max(0, peer.flight - sum(sender.next - sender.received for sender in self._senders.values()))
 
-    def _may_open(self) -> bool:
-        peer = self.peer
+    def _may_open(self, peer: "Hello") -> bool:
         opened = sum(sender.opened for sender in self._senders.values() if sender.number != CONTROL_STREAM)
-        return peer is not None and opened < peer.streams
+        return opened < peer.streams
