@@ -25,7 +25,7 @@ packages:
 $(STAMP): setup.cfg pyproject.toml | packages
 	@echo "making $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --disable-pip-version-check --editable '.[test,guest]' >$(VENV)/pip.log 2>&1 || \
+	@$(BIN)/pip install --disable-pip-version-check --editable '.[test,guest,sbom]' >$(VENV)/pip.log 2>&1 || \
 		{ cat $(VENV)/pip.log >&2; exit 1; }
 	@touch $@
 

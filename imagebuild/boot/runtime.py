@@ -111,7 +111,7 @@ def find_runtime() -> Runtime:
 def imported_modules(runtime: Runtime, source_root: Path, names: tuple[str, ...]) -> list[Module]:
     """Every module that comes in from a file when `names` are imported; `source_root` has the agent's package."""
     command = [str(runtime.interpreter), "-I", "-S", "-c", _LIST_IMPORTS, str(source_root), *NEEDED_EARLY, *names]
-    listed = _run(command, "find the agent's imports", "")
+    listed = run(command, "find the agent's imports", "")
     modules = [Module(name, Path(file)) for name, file in (line.split("\t") for line in listed.splitlines())]
     modules.append(Module(LANDMARK, runtime.root / LIBRARY / "os.py"))
     return modules
@@ -130,7 +130,7 @@ def compile_modules(runtime: Runtime, modules: list[Module], into: Path) -> dict
     """target -> .pyc of every Python module; `into` is an empty folder to work in."""
     wanted = [module for module in modules if not module.is_extension]
     lines = [f"{module.file}\t{module.target().removesuffix('c')}\t{into / module.target()}\n" for module in wanted]
-    _run([str(runtime.interpreter), "-s", "-S", "-c", _COMPILE], "compile the agent", "".join(lines))
+    run([str(runtime.interpreter), "-s", "-S", "-c", _COMPILE], "compile the agent", "".join(lines))
     return {module.target(): (into / module.target()).read_bytes() for module in wanted}
 
 
@@ -146,7 +146,7 @@ def shared_objects(runtime: Runtime, modules: list[Module]) -> dict[str, Path]:
     return found
 
 
-def _run(command: list[str], step: str, text: str) -> str:
+def run(command: list[str], step: str, text: str) -> str:
     """Runs the interpreter with a fixed hash seed and nothing of the caller's environment; gives its output."""
     done = subprocess.run(command, input=text, env={"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"}, text=True,
                           capture_output=True, timeout=COMPILE_TIMEOUT_S, check=False)

@@ -32,6 +32,7 @@ docker-archive:FILE[:NAME].  Images are kept in images/ below VCH_HOME (default:
 def make_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     from imagebuild.cli import disk as cli_disk
+    from imagebuild.cli import initramfs as cli_initramfs
     from imagebuild.cli import media as cli_media
     from imagebuild.cli import store as cli_store
     from imagebuild.cli import transfer as cli_transfer
@@ -43,7 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (cli_transfer, cli_store, cli_disk, cli_media):
+    for module in (cli_transfer, cli_store, cli_disk, cli_media, cli_initramfs):
         module.add_commands(commands)
     return parser
 

@@ -192,7 +192,7 @@ def test_a_wrong_command_line_is_2(words: list[str], capsys: pytest.CaptureFixtu
 
 
 def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
-    commands = "pull push load save import ls inspect history tag rm gc du verify disk".split()
+    commands = "pull push load save import ls inspect history tag rm gc du verify disk initramfs".split()
     for command in commands:
         with pytest.raises(SystemExit) as caught:
             make_parser().parse_args([command, "--help"])

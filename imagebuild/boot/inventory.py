@@ -1,0 +1,102 @@
+"""What is in a boot image, file by file: size, digest, group, reason, and where it comes from on this host."""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import zstandard
+
+from imagebuild.boot import cpio, initramfs, reasons, runtime
+from imagebuild.boot.initramfs import Initramfs, Modules, Part
+from imagebuild.boot.kernel import Kernel, boot_modules, demand_modules
+from imagebuild.errors import InitramfsError
+
+AGENT_GROUP, LIBRARY_GROUP, RUNTIME_GROUP, DRIVER_GROUP = "agent", "library", "interpreter", "kernel modules"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One file of the image.  `size` in bytes, not compressed; `source` is None for what is made on the spot."""
+
+    name: str
+    size: int
+    sha256: str
+    group: str
+    why: str
+    source: Path | None
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """A boot image with its files, in the order of their paths."""
+
+    image: Initramfs
+    kernel: Kernel
+    items: tuple[Item, ...]
+
+    def totals(self) -> dict[str, int]:
+        """Group -> bytes, the largest first."""
+        sums: dict[str, int] = {}
+        for item in self.items:
+            sums[item.group] = sums.get(item.group, 0) + item.size
+        return dict(sorted(sums.items(), key=lambda pair: -pair[1]))
+
+
+def take_inventory(kernel: Kernel, cache: Path, source_root: Path | None = None) -> Inventory:
+    """The boot image for `kernel`, built if need be, and what is in it.
+
+    Raises InitramfsError, also if the image in the cache is not made of what is listed; KernelError.
+    """
+    root = source_root or Path(__file__).resolve().parents[2]
+    image = initramfs.build_initramfs(kernel, cache, root)
+    python = runtime.find_runtime()
+    modules = Modules(boot_modules(kernel), demand_modules(kernel))
+    with tempfile.TemporaryDirectory(prefix="vch-inventory-") as scratch:
+        found = initramfs.parts(python, root, modules, Path(scratch))
+    packed = cpio.archive(part.entry for part in found)
+    if zstandard.ZstdDecompressor().decompress(image.path.read_bytes(), len(packed)) != packed:
+        raise InitramfsError("take inventory", str(image.path), "it is not made of the files that are here now",
+                             "delete it and try again")
+    return Inventory(image, kernel, tuple(items(found, python, root, modules)))
+
+
+def items(found: list[Part], python: runtime.Runtime, root: Path, modules: Modules) -> list[Item]:
+    """The files among `found`, with their reasons."""
+    first = reasons.importers(python, root, (initramfs.MAIN_MODULE, *initramfs.LATE_IMPORTS))
+    agent = runtime.agent_modules(root, initramfs.AGENT)
+    mentioned = reasons.mentions({module.name: module.file.read_text(encoding="utf-8") for module in agent})
+    binaries = [part.source for part in found if part.source and _is_binary(part)]
+    users = reasons.library_reasons(binaries)
+    drivers = reasons.driver_reasons(modules)
+    files = [part for part in found if stat.S_ISREG(part.entry.mode)]
+    return [_item(part, first, mentioned, users, drivers) for part in sorted(files, key=lambda part: part.entry.path)]
+
+
+def _is_binary(part: Part) -> bool:
+    path = part.entry.path
+    return path == runtime.INTERPRETER or ".so" in Path(path).name
+
+
+def _item(part: Part, first: Mapping[str, str], mentioned: Mapping[str, list[str]],
+          users: Mapping[str, list[str]], drivers: Mapping[str, str]) -> Item:
+    path, name = part.entry.path, Path(part.entry.path).name
+    if part.module:
+        ours = part.module.partition(".")[0] == initramfs.AGENT
+        group, why = AGENT_GROUP if ours else LIBRARY_GROUP, reasons.module_reason(part.module, first, mentioned)
+        if part.module == runtime.LANDMARK:
+            why = "by this file the interpreter recognises its library"
+    elif path.startswith(initramfs.MODULE_FOLDER):
+        group, why = DRIVER_GROUP, drivers.get(name, "which modules to load, for the agent")
+    elif path == runtime.INTERPRETER:
+        group, why = RUNTIME_GROUP, "runs /init"
+    elif path == "init":
+        group, why = AGENT_GROUP, "the kernel runs it as PID 1"
+    else:
+        group, why = RUNTIME_GROUP, f"needed by {', '.join(users.get(name, ['every program, as its loader']))}"
+    content = part.entry.content
+    return Item(path, len(content), hashlib.sha256(content).hexdigest(), group, why, part.source)
