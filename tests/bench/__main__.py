@@ -16,6 +16,7 @@ from imagebuild.home import home
 from tests.bench.bench_boot import bench_boot
 from tests.bench.bench_images import bench_images
 from tests.bench.bench_layer import bench_layer
+from tests.bench.bench_link_vm import bench_link_vm
 from tests.bench.measure import Report, show
 from tests.debian_image import CannotBuild, cache_folder
 
@@ -40,7 +41,16 @@ def _images(report: Report, runs: int) -> None:
     bench_images(folder, runs, report)
 
 
-BENCHES: dict[str, Callable[[Report, int], None]] = {"boot": _boot, "layer": _layer, "images": _images}
+def _link_vm(report: Report, runs: int) -> None:
+    bench_link_vm(home(os.environ), runs, report)
+
+
+BENCHES: dict[str, Callable[[Report, int], None]] = {
+    "boot": _boot,
+    "layer": _layer,
+    "link-vm": _link_vm,
+    "images": _images,
+}
 
 
 def main() -> int:

@@ -189,5 +189,5 @@ def test_oom_counter() -> None:
     assert parse_oom_kills(b"pgfault 5\n") == 0
 
 
-def test_a_chunk_is_what_a_pipe_holds() -> None:
-    assert pump.CHUNK == 65536
+def test_a_pipe_holds_more_than_one_turn_of_the_loop_takes() -> None:
+    assert pump.PIPE_SIZE >= pump.AT_ONCE * pump.CHUNK

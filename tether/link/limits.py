@@ -30,9 +30,9 @@ class Limits(Record):
     stalled reader makes it so.
     """
 
-    payload: int = 64 * KIB
-    window: int = 512 * KIB
-    ring: int = 512 * KIB
+    payload: int = 256 * KIB
+    window: int = MIB
+    ring: int = MIB
     streams: int = 256
     message: int = MIB
     flight: int = 0

@@ -15,12 +15,14 @@ class Transport:
 
     `name` is for messages.  `permanent`: the file descriptor stays good when the other end goes away and comes back
     (character devices); otherwise the end of the stream is the end of the transport.  `limits` are what an endpoint
-    on this transport should be made with.
+    on this transport should be made with.  `pace`: seconds between reads, for devices that announce every few bytes.
     """
 
-    def __init__(self, fd: int, name: str, *, permanent: bool = False, limits: Limits = PORT) -> None:
+    def __init__(
+        self, fd: int, name: str, *, permanent: bool = False, limits: Limits = PORT, pace: float = 0.0
+    ) -> None:
         os.set_blocking(fd, False)
-        self.fd, self.name, self.permanent, self.limits = fd, name, permanent, limits
+        self.fd, self.name, self.permanent, self.limits, self.pace = fd, name, permanent, limits, pace
 
     def close(self) -> None:
         """Closes the file descriptor.  A second call does nothing."""

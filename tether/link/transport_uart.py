@@ -18,6 +18,9 @@ _TCSETS, _TCFLSH, _TCIFLUSH = 0x5402, 0x540B, 0
 _CS8, _CREAD, _CLOCAL = 0o60, 0o200, 0o4000
 _B115200 = 0o10002  # an emulated UART ignores it, a real one gets the most that every 16550 can do
 _TERMIOS = struct.Struct("IIIIB19s")  # input, output, control and local modes; line discipline; control characters
+# The kernel wakes a reader for each filling of the chip's 16 bytes; to run PID 1's loop for each costs more than the
+# line.  At its top speed 5 ms bring half a frame.
+_PACE = 0.005
 _VMIN = 6  # index of the control character that says how many bytes a read waits for
 
 
@@ -36,7 +39,7 @@ def open_uart(name: str, *, devices: str = "/dev") -> Transport:
         # Linux has a device node for each UART that could be there; one that is not answers with EIO.
         hint = "there is no UART behind this name"
         raise TransportError("open serial line", path, error.strerror or str(error), hint) from None
-    return Transport(fd, f"serial line {name}", permanent=True, limits=UART)
+    return Transport(fd, f"serial line {name}", permanent=True, limits=UART, pace=_PACE)
 
 
 def make_raw(fd: int) -> None:

@@ -51,6 +51,7 @@ class Wire:
         self._resting = False  # the peer broke the protocol a moment ago
         self._scheduled = False  # a pump is under way
         self._blocked = False  # the transport takes no more for now
+        self._paced: Timer | None = None  # the transport is not read until then
         self._ack_timer: Timer | None = None
         self._tick_timer: Timer | None = None
         self._tick_after = _FIRST_TICK
@@ -107,10 +108,10 @@ class Wire:
 
     def _end(self, reason: str) -> None:
         """The connection is over; the transport may stay."""
-        for timer in (self._ack_timer, self._tick_timer, self._pause_timer):
+        for timer in (self._ack_timer, self._tick_timer, self._pause_timer, self._paced):
             if timer is not None:
                 timer.cancel()
-        self._ack_timer = self._tick_timer = self._pause_timer = None
+        self._ack_timer = self._tick_timer = self._pause_timer = self._paced = None
         self._unsent.clear()
         self.endpoint.disconnected(reason)
 
@@ -184,7 +185,14 @@ class Wire:
         if ready & READ or ready & HANGUP:
             self._read()
         if self.transport is not None and not self._absent:
+            if self.transport.pace and self._paced is None:
+                self._paced = self.reactor.call_later(self.transport.pace, self._read_again)
             self._pump()
+
+    def _read_again(self) -> None:
+        self._paced = None
+        if self._watch is not None:
+            self._watch.update(readable=True, writable=self._blocked)
 
     def _read(self) -> None:
         for _ in range(_ROUNDS):
@@ -234,7 +242,7 @@ class Wire:
             self._schedule()
         if self.transport is not transport or self._absent:
             return
-        self._watch.update(readable=True, writable=self._blocked)
+        self._watch.update(readable=self._paced is None, writable=self._blocked)
         self._arm()
 
     def _write(self, transport: "Transport") -> bool:
