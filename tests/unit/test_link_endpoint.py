@@ -3,8 +3,8 @@
 import os
 
 import pytest
-from link_pair import Pair
 
+from tests.link_pair import Pair
 from tether.link.errors import ProtocolError, UsageError
 from tether.link.events import (
     Aborted,

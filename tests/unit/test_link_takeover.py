@@ -7,9 +7,9 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import initialize, rule
-from link_pair import Pair
 from test_link_model import LIMITS, STREAMS, Link
 
+from tests.link_pair import Pair
 from tether.link.endpoint import LIVE, Endpoint
 from tether.link.errors import ProtocolError
 from tether.link.events import Answered, Connected, Event, Gone, Notified, Overtaken, Requested

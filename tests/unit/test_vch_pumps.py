@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.link_pair import Pair
+from tests.link_pair import Pair
 from tether.link.events import Readable, Stopped, Writable
 from tether.link.hello import APPLIANCE
 from tether.link.reactor import Reactor
