@@ -4,6 +4,8 @@ A step that fails ends the VM, and says so to the appliance (Goodbye) and on the
 Nothing is printed when all goes well.
 """
 
+from time import monotonic_ns
+
 from tether import files, kernelargs, pid1
 from tether.agent import Agent
 from tether.console import say
@@ -91,10 +93,14 @@ class Boot:
             say(one_line(fault_of(step, error)))
 
 
-def main() -> None:
-    """PID 1.  Does not return, and no exception leaves it: the kernel would panic, and nobody would know why."""
+def main(began_ns: int) -> None:
+    """PID 1, whose first line ran at `began_ns` (CLOCK_MONOTONIC).
+
+    Does not return, and no exception leaves it: the kernel would panic, and nobody would know why.
+    """
     boot = Boot()
     try:
+        boot.steps.start_up(began_ns // 1000)
         reason, fault = boot.up(), None
     except BaseException as error:  # noqa: BLE001 - see above
         fault = error.fault if isinstance(error, StepFailed) else fault_of("serve", error)
@@ -105,4 +111,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(monotonic_ns())

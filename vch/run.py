@@ -26,6 +26,7 @@ from vch.locks import NameLock
 from vch.machine import Machine
 from vch.ports import check_free, describe_chosen
 from vch.prepare import Prepared, prepare
+from vch.profile import Profile
 from vch.qemu import MachineConfig, UserNetwork
 from vch.run_options import RunOptions
 from vch.session import Session, Stdio
@@ -86,6 +87,7 @@ class _Run:
         self._options, self._settings, self._router = options, settings, router
         self._held = ExitStack()
         self._watch = Stopwatch()
+        self._profile = Profile(wanted=options.profile, picture=options.profile_file)
         self._killed_by_user = False
 
     def execute(self) -> int:
@@ -106,7 +108,9 @@ class _Run:
             machine = Machine(config, prepared.program)
             self._held.callback(machine.close)
             try:
+                self._profile.machine_starts()
                 ready = machine.boot()
+                self._profile.ready(ready)
                 prepared.lease.release()  # QEMU has the files open: nothing named is ours from here on
                 self._watch.lap("boot", ready.phases)
                 placement = self._placement(prepared, id_)
@@ -115,11 +119,13 @@ class _Run:
                     session, started = machine.start(spec, self._stdio())
                     self._watch.lap("start", started.phases)
                     self._watch.agent_kib = started.resident_kib
+                    self._profile.started(started)
                     code = self._serve(machine, session, spec.stop_signal)
             finally:
                 for notice in machine.notices:
                     self._say(notice)
             self._watch.lap("run")
+            self._profile.over(machine, session)
             self._end(machine)
         self._watch.lap("end")
         self._report()
@@ -127,6 +133,8 @@ class _Run:
 
     def _report(self) -> None:
         """Where the time went, for who asked for it."""
+        for line in self._profile.show(f"vch run {self._options.image}"):
+            print(line, file=sys.stderr)
         if self._options.timing:
             self._say(self._watch.report())
         if self._options.timing_file:

@@ -34,6 +34,8 @@ FLAGS = (
     Flag("name", "", _V, "NAME", "a name that no other running container has"),
     Flag("network", "", _V, "user|none", "user: behind the host's address (default); none"),
     Flag("platform", "", _V, "OS/ARCH", "which of a multi-platform image's variants"),
+    Flag("profile", "", _S, "", "show a chart of the start: firmware, kernel, agent, first output"),
+    Flag("profile-file", "", _V, "FILE.svg", "draw this chart"),
     Flag("publish", "p", _L, "[[IP:]HOST:]PORT[/udp]", "make a port of the container reachable on the host"),
     Flag("pull", "", _V, "WHEN", "always, missing (default) or never"),
     Flag("quiet", "q", _S, "", "no progress while an image is fetched"),
@@ -84,6 +86,8 @@ class RunOptions:
     quiet: bool = False
     timing: bool = False
     timing_file: str | None = None
+    profile: bool = False
+    profile_file: str | None = None
 
 
 class _Collected:
@@ -161,6 +165,8 @@ def parse_run(words: Sequence[str], environ: Mapping[str, str], debug: bool = Fa
         quiet=said.switch("quiet"),
         timing=said.switch("timing"),
         timing_file=said.value("timing-file", str),
+        profile=said.switch("profile"),
+        profile_file=said.value("profile-file", str),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -38,6 +39,8 @@ class Session:
         self._driver = driver
         self._input: InputPump | None = None
         self._outputs: dict[int, OutputPump] = {}
+        self.first_output: float | None = None
+        """When its first byte arrived, by time.monotonic()."""
         self.complaints: list[str] = []
         """What went wrong with the user's descriptors."""
 
@@ -67,6 +70,8 @@ class Session:
     def loop_stream(self, number: int) -> None:
         """A stream of this session has news."""
         if number in self._outputs:
+            if self.first_output is None and self._driver.stream(number).buffered:
+                self.first_output = time.monotonic()
             self._outputs[number].resume()
         elif number == stdin_of(self.number) and self._input is not None:
             self._input.resume()

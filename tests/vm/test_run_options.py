@@ -176,6 +176,17 @@ def test_timing_is_told(vch: Vch, image: str) -> None:
     assert re.search(rb"^vch: prepare .* boot .* start .* run .* total [0-9.]+ s$", run.stderr, re.MULTILINE)
 
 
+def test_the_boot_chart_is_told_and_drawn(vch: Vch, image: str, tmp_path: Path) -> None:
+    run = vch("run", "--profile", "--profile-file", str(tmp_path / "boot.svg"), image, "echo", "x")
+    assert run.stdout == b"x\n"
+    told = dict(re.findall(rb"^([a-z ,A-Z]+?)  +\w+ +\d+ +([0-9.]+)$", run.stderr, re.MULTILINE))
+    for name in (b"QEMU and firmware", b"kernel", b"start interpreter", b"import agent", b"mount layers",
+                 b"configure network", b"start session", b"first output"):
+        assert 0 <= float(told[name]) < 60_000, (name, run.stderr)
+    assert float(told[b"kernel"]) > 0
+    assert b"</svg>" in (tmp_path / "boot.svg").read_bytes()
+
+
 def test_version_and_help(vch: Vch) -> None:
     assert vch("version").stdout.startswith(b"vch ")
     assert vch("--version").stdout == vch("version").stdout
