@@ -22,7 +22,7 @@ PHASES = (
     Phase(name="take identity", start_us=700_000, took_us=1_000),
     Phase(name="start session", start_us=701_000, took_us=9_000),
 )
-MOMENTS = Moments(began=100.0, machine=100.2, guest_zero=100.3, first_output=101.0)
+MOMENTS = Moments(began=100.0, machine=100.2, guest_zero=100.3, first_output=101.1)
 
 
 def test_every_moment_belongs_to_one_span() -> None:
@@ -33,9 +33,9 @@ def test_every_moment_belongs_to_one_span() -> None:
     ]  # fmt: skip
     for before, after in itertools.pairwise(line):
         assert after.start == pytest.approx(before.end)
-    assert line[-1].end == pytest.approx(1.0)
+    assert line[-1].end == pytest.approx(1.1)
     assert totals(line)[Part.KERNEL] == pytest.approx(0.5)
-    assert sum(totals(line).values()) == pytest.approx(1.0)
+    assert sum(totals(line).values()) == pytest.approx(1.1)
 
 
 def test_without_output_it_ends_with_the_start() -> None:
@@ -51,7 +51,7 @@ def test_when_the_guests_clock_began() -> None:
 
 def test_the_table_ends_with_the_sums() -> None:
     lines = table(spans(MOMENTS, PHASES)).splitlines()
-    assert lines[-1].startswith("total 1000 ms: host 200, firmware 100, kernel 500, runtime 100, imports 50, ")
+    assert lines[-1].startswith("total 1100 ms: host 200, firmware 100, kernel 500, runtime 100, imports 50, ")
     assert len(lines) == len(spans(MOMENTS, PHASES)) + 2
 
 
