@@ -25,6 +25,9 @@ from vch.locks import NameLock
 from vch.qemu import Drive
 
 SECTOR = 512
+MIB = 1 << 20
+RESERVE = 32 * MIB  # of the host's free space is left to others
+LEAST_DISK = 16 * MIB  # with less a container hardly starts
 STATE = "state"  # the folder in it for locks and verdicts (vch/settings.py)
 DESCRIPTOR, CONTENT = "volume.vmdk", "volume-flat.vmdk"
 _NO_SPACE = "make room, or set VCH_HOME to a folder with more"
@@ -41,8 +44,12 @@ class DiskSet:
     _held: ExitStack = field(default_factory=ExitStack)
 
     def add_unnamed(self, serial: str, size: int) -> None:
-        """A disk of `size` bytes that ends with the machine."""
+        """A disk of `size` bytes that ends with the machine; smaller where the host has less room.
+
+        So a container that fills it is told "no space left" by its own file system, as it should be.
+        """
         content = self._keep(unnamed_file(self.home))
+        size = min(size, _room(content, str(self.home)))
         _format(content, size, str(self.home))
         described = self._keep(os.memfd_create(f"vmdk-{serial}", os.MFD_CLOEXEC))
         os.write(described, vmdk.flat(f"/dev/fdset/{self._fd_set(content)}", size // SECTOR).encode())
@@ -84,6 +91,15 @@ def unnamed_file(folder: Path) -> int:
             raise HostError("make disk", str(folder), error.strerror or str(error), _NO_SPACE) from error
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".disk-") as file:  # has a name for an instant only
         return os.dup(file.fileno())
+
+
+def _room(descriptor: int, subject: str) -> int:
+    """Bytes that the file system of an open file still takes, less a reserve for others; whole MiB."""
+    free = os.fstatvfs(descriptor)
+    room = (free.f_bavail * free.f_frsize - RESERVE) // MIB * MIB
+    if room < LEAST_DISK:
+        raise HostError("make disk", subject, f"only {free.f_bavail * free.f_frsize // MIB} MiB are free", _NO_SPACE)
+    return room
 
 
 def make_volume(folder: Path, size: int) -> None:

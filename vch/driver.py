@@ -20,12 +20,13 @@ from tether.link.hello import APPLIANCE
 from tether.link.limits import PORT, UART
 from tether.link.messages import FIRST_SESSION_STREAM, STREAMS_PER_SESSION, Ended, Fault, Goodbye, Ready
 from tether.link.reactor import Reactor, Watch
-from tether.link.transport import of_fd
 from tether.link.wire import Wire
 from vch import qemu
 from vch.console import Console
 from vch.errors import GuestError, MachineError, OperationError
 from vch.explain import Evidence, Stage, explain
+from vch.full_disk import FullDisk
+from vch.host_line import DialledLine, HostLine, InheritedLine
 from vch.promise import Promise
 from vch.qemu import Channels, LinkKind, MachineConfig
 from vch.qemu_process import Ended as QemuEnded
@@ -43,25 +44,28 @@ READ_SIZE = 64 << 10
 class Driver:
     """See the module."""
 
-    def __init__(self, config: MachineConfig, program: str) -> None:
+    def __init__(self, config: MachineConfig, program: str, on_notice: Callable[[str], None]) -> None:
+        """`on_notice` is told, in the I/O thread, what the user should hear of although it has ended nothing."""
         self.ready: Promise[Ready] = Promise("the machine to boot")
         self.gone: Promise[MachineError] = Promise("the machine to end")
         """Kept when QEMU has ended and all was read, with the explanation (which is no error if it was asked for)."""
         self.reactor = Reactor()
         self.console = Console()
         self.stage = Stage.BOOTING
-        self.notices: list[str] = []
-        """What the user should hear of although it ended nothing: the host's disk is full."""
+        self._notify = on_notice
         self._config, self._program = config, program
         limits = UART if config.link is LinkKind.UART else PORT
         self._endpoint = Endpoint(APPLIANCE, limits, software="vch")
         self._wire = Wire(self.reactor, self._endpoint, self._link_event, self._link_closed)
         self._qmp = Qmp()
+        self._qmp_end: socket.socket | None = None
+        self._full_disk = FullDisk(self.reactor, lambda: self._tell_qemu("cont"), on_notice)
         self._sessions: dict[int, Session] = {}
         self._answers: dict[int, Promise[Record]] = {}
         self._process: QemuProcess | None = None
         self._goodbye: Goodbye | None = None
         self._link_failure = ""
+        self._line: HostLine | None = None
         self._open: set[str] = set()  # channels whose end has not been seen
         self._sockets: list[socket.socket] = []
         self._reason: MachineError | None = None  # why the machine is gone, once it is
@@ -110,7 +114,7 @@ class Driver:
         """Ends QEMU in `seconds`, should it still run then."""
 
         def overdue() -> None:
-            self.notices.append(f"the machine did not power off within {seconds:.0f} s and was killed")
+            self._notify(f"the machine did not power off within {seconds:.0f} s and was killed")
             self._kill()
 
         self.post(lambda: void(self.reactor.call_later(seconds, overdue)))
@@ -189,13 +193,24 @@ class Driver:
         self._watch_process(self._process)
         self._watch_socket("console", console_end, self._console_data)
         self._watch_socket("qmp", qmp_end, self._qmp_data)
+        self._qmp_end = qmp_end
         qmp_end.send(self._qmp.transmit())
-        self._wire.attach(of_fd(link_end.detach(), "link"))
+        self._line = self._new_line(link_end)
+        self._line.serve(self._wire)
+
+    def _new_line(self, link_end: socket.socket) -> HostLine:
+        if self._config.link_path is None:
+            return InheritedLine(link_end)
+        link_end.close()
+        return DialledLine(self._config.link_path, lambda: "process" in self._open, lambda: self._closed("link"))
 
     def _end(self, error: BaseException | None) -> None:
         """QEMU has ended, or we cannot go on."""
         ended = self._process.close() if self._process is not None else None
         self._wire.close()
+        if self._line is not None:
+            self._line.close()
+        self._full_disk.close()
         self._qmp.closed("QEMU has ended")
         for end in self._sockets:
             end.close()
@@ -276,11 +291,16 @@ class Driver:
 
     def _qmp_event(self, event: QmpEvent) -> None:
         if event.name == "BLOCK_IO_ERROR":
-            device = event.data.get("node-name") or event.data.get("device")
-            full = "the host's disk is full" if event.data.get("nospace") else str(event.data.get("reason", ""))
-            notice = f"disk {device}: {full}: the container gets I/O errors"
-            if notice not in self.notices:
-                self.notices.append(notice)
+            self._full_disk.event(event)
+
+    def _tell_qemu(self, command: str) -> None:
+        """A monitor command whose answer does not matter: events tell what came of it."""
+        self._qmp.execute(command)
+        try:
+            if self._qmp_end is not None:
+                self._qmp_end.send(self._qmp.transmit())
+        except BlockingIOError as error:
+            raise MachineError("monitor", "QEMU", f"it does not take {command!r}", "it hangs: report it") from error
 
     # the link
 
@@ -323,7 +343,8 @@ class Driver:
                 self._goodbye = message
 
     def _link_closed(self, _reason: str) -> None:
-        self._closed("link")
+        if self._line is None or not self._line.lost():
+            self._closed("link")
 
 
 def void(_value: object) -> None:

@@ -11,6 +11,7 @@ wait has a deadline or ends with the machine.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, cast
 
@@ -38,9 +39,12 @@ KILL_SECONDS = 15.0
 class Machine:
     """See the module."""
 
-    def __init__(self, config: MachineConfig, program: str) -> None:
+    def __init__(
+        self, config: MachineConfig, program: str, on_notice: Callable[[str], None] = lambda _sentence: None
+    ) -> None:
+        """`on_notice` hears, from another thread, what matters although it has ended nothing: a full disk."""
         self.config = config
-        self._driver = Driver(config, program)
+        self._driver = Driver(config, program, on_notice)
         self._sessions = PRIMARY
         self._booted = False
 
@@ -129,11 +133,6 @@ class Machine:
     def console(self) -> str:
         """The end of what the console said."""
         return self._driver.console.tail()
-
-    @property
-    def notices(self) -> list[str]:
-        """What the user should hear of although it ended nothing."""
-        return self._driver.notices
 
     def _open(self, number: int, message: Record, stdio: Stdio, seconds: float) -> tuple[Session, Started]:
         session = Session(self._driver, number)

@@ -213,9 +213,8 @@ def _drives(config: MachineConfig) -> list[str]:
         node = f"drive{index}"
         words += ["-blockdev", json.dumps(blockdev(node, drive))]
         device = f"scsi-hd,bus=scsi.0,lun={index},drive={node},serial={drive.serial}"
-        # A full disk of the host is an I/O error for the container and a message for the user (vch/machine.py);
-        # QEMU's default, to stop the machine, would hang both.
-        words += ["-device", device + ("" if drive.read_only else ",werror=report")]
+        # Without space on the host the machine stops (vch/full_disk.py); other errors are the guest's to handle.
+        words += ["-device", device + ("" if drive.read_only else ",werror=enospc")]
     return words
 
 

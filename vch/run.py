@@ -105,25 +105,21 @@ class _Run:
             disks = self._disks(prepared)
             config = self._machine_config(prepared, disks, id_)
             self._debug(f"machine {config.name}: {prepared.verdict.accelerator.value}, {config.memory_mib} MiB")
-            machine = Machine(config, prepared.program)
+            machine = Machine(config, prepared.program, self._notice)
             self._held.callback(machine.close)
-            try:
-                self._profile.machine_starts()
-                ready = machine.boot()
-                self._profile.ready(ready)
-                prepared.lease.release()  # QEMU has the files open: nothing named is ours from here on
-                self._watch.lap("boot", ready.phases)
-                placement = self._placement(prepared, id_)
-                spec = build_spec(options, prepared.run, placement, Identity(entropy=b"", clock_ns=0))
-                with terminal.RawMode(0, options.tty and options.interactive):
-                    session, started = machine.start(spec, self._stdio())
-                    self._watch.lap("start", started.phases)
-                    self._watch.agent_kib = started.resident_kib
-                    self._profile.started(started)
-                    code = self._serve(machine, session, spec.stop_signal)
-            finally:
-                for notice in machine.notices:
-                    self._say(notice)
+            self._profile.machine_starts()
+            ready = machine.boot()
+            self._profile.ready(ready)
+            prepared.lease.release()  # QEMU has the files open: nothing named is ours from here on
+            self._watch.lap("boot", ready.phases)
+            placement = self._placement(prepared, id_)
+            spec = build_spec(options, prepared.run, placement, Identity(entropy=b"", clock_ns=0))
+            with terminal.RawMode(0, options.tty and options.interactive):
+                session, started = machine.start(spec, self._stdio())
+                self._watch.lap("start", started.phases)
+                self._watch.agent_kib = started.resident_kib
+                self._profile.started(started)
+                code = self._serve(machine, session, spec.stop_signal)
             self._watch.lap("run")
             self._profile.over(machine, session)
             self._end(machine)
@@ -235,6 +231,10 @@ class _Run:
     def _debug(self, line: str) -> None:
         if self._options.debug:
             self._say(f"{time.monotonic() - self._watch.began:6.2f} s  {line}")
+
+    def _notice(self, line: str) -> None:
+        """From the machine's thread, at any time: a terminal in raw mode wants to be told to begin a line."""
+        self._say(line + ("\r" if self._options.tty and os.isatty(2) else ""))
 
     @staticmethod
     def _say(line: str) -> None:

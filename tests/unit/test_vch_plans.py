@@ -59,7 +59,7 @@ def test_drives_are_found_by_serial() -> None:
     assert [node["cache"]["no-flush"] for node in nodes] == [False, True]
     disks = [text for text in values("-device", words()) if text.startswith("scsi-hd")]
     assert disks[0].endswith("lun=0,drive=drive0,serial=image")
-    assert disks[1].endswith("lun=1,drive=drive1,serial=top,werror=report")
+    assert disks[1].endswith("lun=1,drive=drive1,serial=top,werror=enospc")
 
 
 def test_network() -> None:

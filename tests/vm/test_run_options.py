@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.conftest import RUN_SECONDS, Vch
+from tests.vm.conftest import RUN_SECONDS, VCH, Vch
 from tests.vm.run_helpers import STEP_SECONDS, until_line
 
 pytestmark = pytest.mark.vm
@@ -194,3 +194,46 @@ def test_version_and_help(vch: Vch) -> None:
     bad = vch("run", "--nope", "x")
     assert (bad.returncode, bad.stderr) == (125, b"vch: unknown flag: --nope\nSee 'vch run --help'.\n")
     assert vch("frob").returncode == 125
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small file system")
+def test_a_full_host_is_waited_for_and_nothing_is_lost(vch: Vch, image: str, tmp_path: Path) -> None:
+    """The state folder is on a file system that somebody else fills, and empties again."""
+    vch("run", image, "true")
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600m", "none", small], check=True)
+    try:
+        for folder in ("kernels", "initramfs"):
+            if (vch.home / folder).exists():
+                subprocess.run(["cp", "-a", vch.home / folder, small], check=True)
+        script = "echo up; read go; dd if=/dev/urandom of=/big bs=1M count=100; sync; sha256sum < /big; " \
+                 "echo 3 > /proc/sys/vm/drop_caches; sha256sum < /big"
+        environ = {**os.environ, "VCH_HOME": str(small)}
+        command = [str(VCH), "run", "-i", image, "sh", "-c", script]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, env=environ, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+            until_line(process, b"up\n")
+            assert process.stdin is not None
+            assert process.stderr is not None
+            free = os.statvfs(small)
+            with (small / "fill").open("wb") as fill:
+                os.posix_fallocate(fill.fileno(), 0, free.f_bavail * free.f_frsize - (40 << 20))
+            process.stdin.write(b"go\n")
+            process.stdin.flush()
+            assert process.stderr.readline() == b"vch: the host's disk is full: the machine waits up to 30 s for room\n"
+            (small / "fill").unlink()
+            out, _ = process.communicate(timeout=RUN_SECONDS)
+        digests = out.split(b"\n")
+        assert (process.returncode, digests[0]) == (0, digests[1])
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_names_are_resolved_by_the_hosts_resolver(vch: Vch, image: str) -> None:
+    name = "deb.debian.org"
+    try:
+        address = socket.gethostbyname(name)
+    except OSError:
+        pytest.skip(f"the host does not resolve {name}")
+    assert address in "\n".join(lines(vch("run", image, "nslookup", name)))
