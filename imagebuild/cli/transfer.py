@@ -12,7 +12,7 @@ from typing import IO
 from imagebuild.cli.common import Commands, add_command, add_json, find_image, user_store
 from imagebuild.cli.output import print_json, shown_progress
 from imagebuild.config_file import load_settings
-from imagebuild.errors import OperationError, SourceError
+from imagebuild.errors import ImageNameError, OperationError, SourceError
 from imagebuild.oci.platforms import Platform
 from imagebuild.oci.reference import Reference
 from imagebuild.sources.spelling import is_local
@@ -113,7 +113,7 @@ def _push(options: argparse.Namespace) -> int:
 
     settings, store = load_settings(), user_store()
     image = find_image(store, options.image)
-    reference = Reference.parse(options.target or options.image)
+    reference = _target(options, image)
     with shown_progress(quiet=options.quiet or options.json) as report:
         digest = push(store, image, reference, settings=settings.registries, progress=report)
     if options.json:
@@ -121,6 +121,16 @@ def _push(options: argparse.Namespace) -> int:
     else:
         print(digest if options.quiet else f"{reference} {digest}")
     return 0
+
+
+def _target(options: argparse.Namespace, image: Image) -> Reference:
+    """Where to push to: the second name, or the first if it is one that a registry can know."""
+    if options.target:
+        return Reference.parse(options.target)
+    if is_local(options.image) or image.reference == image.digest:
+        example = f"imagebuild push {options.image} registry.example.com/name:tag"
+        raise ImageNameError("push", options.image, "is not the name of a place in a registry", f"say where: {example}")
+    return Reference.parse(options.image)
 
 
 def _load(options: argparse.Namespace) -> int:

@@ -79,6 +79,10 @@ class Authenticator:
             slot.header, slot.expires = header, time.monotonic() + life
             return header
 
+    def refusal(self, endpoint: Endpoint, repository: str) -> AuthError:
+        """The error for a registry that does not take the password it was given."""
+        return _refusal(endpoint, self._credentials.find(endpoint.registry, endpoint.prefix + repository))
+
     def _slot(self, endpoint: Endpoint, repository: str, scope: str) -> _Slot:
         # Credentials may differ by repository, so a header is never shared between two.
         return self._slots.setdefault((endpoint.origin, endpoint.prefix + repository, scope), _Slot())
@@ -126,7 +130,7 @@ class Authenticator:
             _STEP,
             endpoint.registry,
             f"it sends us to {origin} for a token, which is not encrypted",
-            "name that host in insecure if this is meant",
+            'if this is meant, set insecure = true for that host in the settings',
         )
 
     def _fetch(self, endpoint: Endpoint, request: TokenRequest, credential: Credential | None) -> dict[str, Any]:

@@ -125,7 +125,12 @@ class Client:
             return response
         discard(response)
         header = self._authenticator.answer(ask.endpoint, ask.repository, ask.scope, challenges, header)
-        return self._transport.send(_exchange(ask, header))
+        response = self._transport.send(_exchange(ask, header))
+        if response.status_code == 401 and header.startswith("Basic "):
+            # Nothing was wrong with a token or its scope: the registry does not take this password.
+            discard(response)
+            raise self._authenticator.refusal(ask.endpoint, ask.repository)
+        return response
 
     def _accept(self, ask: Ask, response: requests.Response, accepted: tuple[int, ...]) -> requests.Response:
         status = response.status_code

@@ -202,11 +202,12 @@ def _explain(error: BaseException, url: str) -> Exception:
 
 def _final(root: BaseException, host: str) -> tuple[str, str] | None:
     """Cause and remedy of a failure that will not pass by itself, else None."""
+    table = f'below [registry."{host}"] in the settings'
     if isinstance(root, ssl.SSLCertVerificationError):
         cause = f"its certificate is not trusted: {root.verify_message or root}"
-        return cause, f"name its authority in ca_files for {host}, or name {host} in insecure"
+        return cause, f"set ca_file, or insecure = true, {table}"
     if isinstance(root, ssl.SSLError) and root.reason in _NOT_TLS:
-        return "it does not speak TLS", f"name {host} in insecure to use plain HTTP"
+        return "it does not speak TLS", f"set insecure = true {table} to use plain HTTP"
     if isinstance(root, socket.gaierror) and root.errno in (socket.EAI_NONAME, socket.EAI_NODATA):
         return "no such host", "check the image name, the DNS and the proxy settings"
     return None

@@ -1,7 +1,7 @@
 """What bringing a whole image costs, beside what cannot be left out: its download, and its conversion.
 
-Wall times are compared here, because doing two things at once is what is measured.  They mean something on an idle
-machine only; `at once` (CPU seconds by wall seconds) tells whether there was one.
+Wall times are compared here, because doing two things at once is what is measured: the best of all runs, since what
+else a machine does can only add to them.  `at once` is CPU seconds by wall seconds.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from imagebuild.oci.compose import write_layout
 from tests.bench.bench_layer import one_layer
-from tests.bench.measure import RUN_SECONDS, Report, Row, Sample, alternate, show
+from tests.bench.measure import RUN_SECONDS, Report, Sample, alternate, show
 from tests.debian_image import CannotBuild
 from tests.registry_fixture import PROGRAM, running_registry
 
 LAYERS = 6
+HUGE = "one layer of 4 GiB"
 STEPS = Path(__file__).with_name("image_steps.py")
 TITLE = "images: pulls from a registry on loopback, beside their parts"
 
@@ -35,43 +36,38 @@ def bench_images(folder: Path, runs: int, report: Report) -> None:
         if not shutil.which(program):
             raise CannotBuild(f"{program} is not installed")
     one, six, seven = one_layer(folder), six_layers(folder, LAYERS), six_layers(folder, LAYERS + 1)
+    best: dict[str, float] = {}
     with tempfile.TemporaryDirectory(dir=folder) as scratch, running_registry(Path(scratch)) as address:
         names = {"one": f"{address}/one:1", "six": f"{address}/six:1"}
         for name, layout in (("one", one), ("six", six)):
             copy = ["skopeo", "copy", "--quiet", "--dest-tls-verify=false", f"oci:{layout}:latest"]
             subprocess.run([*copy, f"docker://{names[name]}"], check=True, timeout=RUN_SECONDS)
         store = Path(scratch) / "store"
-        rows = alternate(
-            {
-                "1 layer: download alone": step(store, "download", names["one"]),
-                "1 layer: conversion alone": step(store, "pull", f"oci:{one}:latest", str(store)),
-                "1 layer: pull": step(store, "pull", names["one"], str(store)),
-                "6 layers: download alone": step(store, "download", names["six"]),
-                "6 layers: conversion alone": step(store, "pull", f"oci:{six}:latest", str(store)),
-                "6 layers: pull": step(store, "pull", names["six"], str(store)),
-                "6 layers: conversion, one worker": step(store, "pull", f"oci:{six}:latest", str(store), "1"),
-                "a 7th layer upon 6": step(store, "second", f"oci:{six}:latest", f"oci:{seven}:latest", str(store)),
-            },
-            runs,
-        )
-        rows += alternate({"one layer of 4 GiB": step(store, "huge", str(store))}, 1)
+        commands = {
+            "1 layer: download alone": ("download", names["one"]),
+            "1 layer: conversion alone": ("pull", f"oci:{one}:latest", str(store)),
+            "1 layer: pull": ("pull", names["one"], str(store)),
+            "6 layers: download alone": ("download", names["six"]),
+            "6 layers: conversion alone": ("pull", f"oci:{six}:latest", str(store)),
+            "6 layers: pull": ("pull", names["six"], str(store)),
+            "6 layers: conversion, one worker": ("pull", f"oci:{six}:latest", str(store), "1"),
+            "a 7th layer upon 6": ("second", f"oci:{six}:latest", f"oci:{seven}:latest", str(store)),
+        }
+        rows = alternate({case: step(case, words, store, best) for case, words in commands.items()}, runs)
+        rows += alternate({HUGE: step(HUGE, ("huge", str(store)), store, best)}, 1)
     report.tables["images"] = rows
     show(TITLE, rows)
-    wall = {row.case: row.wall for row in rows}
     for image in ("1 layer", "6 layers"):
-        alone = max(wall[f"{image}: download alone"], wall[f"{image}: conversion alone"])
-        report.ratios[f"{image}: pull / max(download, conversion), wall"] = round(wall[f"{image}: pull"] / alone, 3)
-    both = wall["6 layers: conversion, one worker"] / wall["6 layers: conversion alone"]
-    report.ratios["6 layers: one worker / default, wall"] = round(both, 3)
-    report.facts["layer of 4 GiB: peak MiB"] = _peak(rows, "one layer of 4 GiB")
+        alone = max(best[f"{image}: download alone"], best[f"{image}: conversion alone"])
+        title = f"{image}: pull / max(download, conversion), best wall"
+        report.ratios[title] = round(best[f"{image}: pull"] / alone, 3)
+    both = best["6 layers: conversion, one worker"] / best["6 layers: conversion alone"]
+    report.ratios["6 layers: one worker / default, best wall"] = round(both, 3)
+    report.facts["layer of 4 GiB: peak MiB"] = next(row.peak_mib for row in rows if row.case == HUGE)
 
 
-def _peak(rows: list[Row], case: str) -> float:
-    return next(row.peak_mib for row in rows if row.case == case)
-
-
-def step(store: Path, *words: str) -> Callable[[], Sample]:
-    """One step of image_steps.py, with an empty store."""
+def step(case: str, words: Sequence[str], store: Path, best: dict[str, float]) -> Callable[[], Sample]:
+    """One step of image_steps.py, with an empty store; keeps the shortest time by the clock in *best*."""
     command = [sys.executable, str(STEPS), *words]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
@@ -80,6 +76,7 @@ def step(store: Path, *words: str) -> Callable[[], Sample]:
         os.sync()  # what the run before has written is not this one's to wait for
         done = subprocess.run(command, env=environment, check=True, capture_output=True, timeout=RUN_SECONDS)
         used = json.loads(done.stdout)
+        best[case] = min(best.get(case, used["wall"]), used["wall"])
         return Sample(used["cpu"], used["wall"], used["peak_mib"], {"at once": used["cpu"] / used["wall"]})
 
     return run

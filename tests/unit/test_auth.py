@@ -280,7 +280,7 @@ def test_a_token_server_with_a_cold_is_asked_again() -> None:
     ("auth", "credential", "problem"),
     [
         ("basic", None, "none are known"),
-        ("basic", Credential("user", "wrong"), "as planned|authentication required"),
+        ("basic", Credential("user", "wrong"), "as planned|it refuses the credentials from the caller"),
         ("bearer", Credential("user", "wrong", source="config.json"), "refuses the credentials from config.json"),
         ("bearer", None, "no token to anonymous users"),
         ("negotiate", Credential("user", "x"), "offers negotiate"),

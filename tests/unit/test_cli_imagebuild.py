@@ -154,6 +154,14 @@ def test_a_bad_layer_is_named(run: Run, registry: FakeRegistry) -> None:
     assert f"read the tar archive: layer {digest}: byte " in said
 
 
+def test_a_push_needs_a_place(run: Run, archive: Path) -> None:
+    spelled = f"docker-archive:{archive}"
+    run("pull", spelled)
+    [image] = run("ls", "--json")
+    for name in (image["id"], image["id"][7:19]):
+        assert f"(say where: imagebuild push {name} registry.example.com/name:tag)" in run("push", name, status=1)
+
+
 def test_output_that_cannot_be_written_is_not_the_stores_fault(run: Run, archive: Path) -> None:
     run("load", "-i", str(archive))
     said = run("save", "-o", "nowhere/x.tar", "app:1", status=1)
