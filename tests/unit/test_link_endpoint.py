@@ -19,7 +19,7 @@ from tether.link.events import (
     Stopped,
     Writable,
 )
-from tether.link.hello import APPLIANCE, TETHER
+from tether.link.hello import APPLIANCE, TETHER, hello_of
 from tether.link.limits import Limits
 from tether.link.messages import Done, Ended, Exited, Fault, Ping, Pong, Ready, Resize, Signal
 
@@ -350,6 +350,40 @@ def test_two_ends_of_the_same_role_refuse_in_words() -> None:
     pair.connect()
     (refused,) = [event for event in pair.seen[APPLIANCE] if isinstance(event, Refused)][:1]
     assert "wrong port" in refused.reason
+
+
+def test_leaving_says_why_and_a_return_is_welcome(pair: Pair) -> None:
+    pair.tether.leave("The VM powers off.")
+    pair.run()
+    assert pair.of(APPLIANCE, Disconnected) == [Disconnected(reason="The VM powers off.")]
+    pair.disconnect()
+    pair.connect()
+    assert len(pair.of(APPLIANCE, Connected)) == 2
+
+
+def test_generations_that_do_not_meet_refuse_in_words() -> None:
+    pair = Pair()
+    pair.appliance._new_hello = lambda: hello_of(  # type: ignore[method-assign]
+        APPLIANCE, SMALL, instance=b"i" * 16, connection=b"c" * 8, durable=False, software="vch 99"
+    ).but(generations=(7, 9))
+    pair.connect()
+    for role in (APPLIANCE, TETHER):
+        refused = pair.of(role, Refused)[0]
+        assert isinstance(refused, Refused)
+        assert "vch 99 speaks link generations 7 to 9" in refused.reason or "7 to 9" in refused.reason
+        assert "Update the tether." in refused.reason
+    pair.settle()
+    assert len(pair.of(TETHER, Refused)) <= 2
+
+
+def test_a_newer_peer_that_still_speaks_ours_is_welcome() -> None:
+    pair = Pair()
+    new = pair.appliance._new_hello
+    pair.appliance._new_hello = lambda: new().but(generations=(1, 9))  # type: ignore[method-assign]
+    pair.connect()
+    (connected,) = pair.of(TETHER, Connected)
+    assert isinstance(connected, Connected)
+    assert connected.generation == 1
 
 
 def test_a_message_that_is_too_long_is_an_error_of_the_caller(small: Pair) -> None:

@@ -116,6 +116,7 @@ class Endpoint:
     def _end_connection(self, reason: str) -> None:
         if self.phase == LIVE:
             self._events.append(Disconnected(reason=reason or "connected anew"))
+            self.mux.receiver(CONTROL_STREAM).rewind()  # the peer begins its message again
         self._peer = self.mux.outbox.peer = None
         self._owed.clear()
 
@@ -275,7 +276,8 @@ class Endpoint:
             if frame is None:
                 break
             self._take(frame)
-        self.messenger.take_all(self.limits.message)
+        if self.phase == LIVE:
+            self.messenger.take_all(self.limits.message)
 
     def _take(self, frame: "Frame") -> None:
         kind, flags, stream, offset, payload = frame
@@ -327,17 +329,10 @@ class Endpoint:
 
     def _new_resume(self, peer: Hello) -> Resume:
         """Says where our streams stand; a peer that replaces a VM we knew is told nothing of its predecessor."""
-        if self.phase != LIVE:
-            self.mux.receiver(CONTROL_STREAM).rewind()  # the sender begins its message again
         replaced = self._replaced_by(peer)
         send, receive = ((), ()) if replaced and self.role == APPLIANCE else resume.positions(self.mux)
-        return Resume(
-            connection=self._mine.connection,
-            echo=peer.connection,
-            known=peer.instance == self.known,
-            send=send,
-            receive=receive,
-        )
+        known = peer.instance == self.known
+        return Resume(connection=self._mine.connection, echo=peer.connection, known=known, send=send, receive=receive)
 
     def _replaced_by(self, peer: Hello) -> bool:
         return bool(self.known) and peer.instance != self.known
@@ -355,13 +350,10 @@ class Endpoint:
         self.known = peer.instance
         self._events.append(
             Connected(
-                instance=peer.instance,
-                generation=agree(mine, peer),
-                software=peer.software,
-                resumed=resumed,
-                replaced=replaced,
+                instance=peer.instance, generation=agree(mine, peer), software=peer.software,
+                resumed=resumed, replaced=replaced,
             )
-        )
+        )  # fmt: skip
         resume.apply(self.mux, theirs, peer, self._events)
         self._poke()
 

@@ -31,7 +31,8 @@ OLDEST_GENERATION = 1  # of those it still speaks
 MARK = b"\xf7TL\xfe"
 
 HELLO, RESUME, BYE, DATA, ACK, NAK, CLOSED = 1, 2, 3, 4, 5, 6, 7
-OPENING = (HELLO, RESUME, BYE)  # may come before the keys are known: their header CRC starts from 0
+_KEYLESS = (HELLO, RESUME)  # come before the receiver's key is known, or prove by other means that they are meant
+_WHATEVER_THE_LIMITS = (HELLO, RESUME, BYE)
 
 FIN = 1  # DATA: the stream ends after this payload.  ACK: the end has arrived
 ABORT = 2  # DATA with FIN: the sender gave up, what is missing never comes
@@ -168,11 +169,11 @@ class Decoder:
         while self._end - self._start >= self._need:
             start = self._start
             mark, _generation, kind, flags, length, stream, offset, check = _HEADER.unpack_from(self._buffer, start)
-            key = 0 if kind in OPENING else self._key
+            key = 0 if kind in _KEYLESS else self._key
             if mark != MARK or crc32(self._view[start : start + _CHECKED], key) != check:
                 self._skip()
                 continue
-            if length > (MOST_OPENING_PAYLOAD if kind in OPENING else self._payload_limit):
+            if length > (MOST_OPENING_PAYLOAD if kind in _WHATEVER_THE_LIMITS else self._payload_limit):
                 self._skip()
                 raise ProtocolError(f"a frame of {length} bytes, {self._payload_limit} are the limit")
             begin, end = start + HEADER_SIZE, start + HEADER_SIZE + length

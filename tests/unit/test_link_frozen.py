@@ -1,0 +1,244 @@
+"""The wire as it was published: each frame, each opening and each message, byte for byte.
+
+The examples are in frozen_link/generation-N.txt, a name and hexadecimal digits a line.  Where one differs, either the
+change was not meant, or it is meant: then docs/protocol.md, "Generations", says what else it needs, and
+
+    .venv/bin/python tests/unit/test_link_frozen.py
+
+writes the examples of the present generation anew, for the diff to show what changed.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from tether.link import cbor
+from tether.link.control import ANSWER, EVENT, REQUEST, read_message, write_message
+from tether.link.frame import (
+    ABORT,
+    ACK,
+    BYE,
+    CLOSED,
+    DATA,
+    FIN,
+    GENERATION,
+    HELLO,
+    LIFE_SHIFT,
+    NAK,
+    OLDEST_GENERATION,
+    RESUME,
+    STOP,
+    Decoder,
+    build,
+)
+from tether.link.hello import APPLIANCE, TETHER, Hello, Resume, hello_of, pack, read_hello, read_resume
+from tether.link.limits import Limits
+from tether.link.messages import (
+    ANSWERS,
+    EVENTS,
+    REQUESTS,
+    Done,
+    Ended,
+    Exec,
+    Exited,
+    Fault,
+    Goodbye,
+    Phase,
+    Ping,
+    Pong,
+    Ready,
+    Resize,
+    Shutdown,
+    Signal,
+    Signalled,
+    Start,
+    Started,
+)
+from tether.link.record import Record
+from tether.spec import (
+    Disk,
+    Host,
+    Identity,
+    Interface,
+    Layer,
+    Network,
+    Process,
+    Root,
+    Spec,
+    Terminal,
+    Tmpfs,
+    Volume,
+)
+
+FROZEN = Path(__file__).parent / "frozen_link"
+KEY = 0x0A0B0C0D
+
+FAULT = Fault(step="execute", object="/bin/nope", text="No such file or directory", errno="ENOENT", hint="look again")
+PROCESS = Process(
+    args=(b"/bin/sh", b"-c", b"echo \xff"),
+    env=(b"PATH=/bin",),
+    cwd=b"/srv",
+    user="www-data:33",
+    terminal=Terminal(rows=50, columns=132),
+    stdin=True,
+)
+SPEC = Spec(
+    id="ab" * 32,
+    identity=Identity(entropy=bytes(range(32)), clock_ns=1_700_000_000_123_456_789),
+    root=Root(
+        layers=(Layer(disk=Disk(serial="image", partition=2)), Layer(disk=Disk(scsi="0:0:1:0"), filesystem="ext4")),
+        writable=Disk(serial="top"),
+        read_only=True,
+    ),
+    network=Network(
+        hostname="web",
+        domainname="example.org",
+        interfaces=(
+            Interface(mac="02:00:00:00:00:01", addresses=("10.0.2.15/24",), gateway4="10.0.2.2", mtu=1400),
+            Interface(mac="02:00:00:00:00:02", addresses=("fec0::15/64",), gateway6="fec0::2"),
+        ),
+        nameservers=("10.0.2.3",),
+        search=("example.org",),
+        resolver_options=("ndots:1",),
+        hosts=(Host(address="10.0.2.2", names=("gateway",)),),
+    ),
+    process=PROCESS,
+    volumes=(Volume(disk=Disk(file="vol.img"), path=b"/data", read_only=True, no_copy=True),),
+    tmpfs=(Tmpfs(path=b"/tmp", options="size=64m"),),
+    stop_signal=3,
+)
+PHASES = (Phase(name="mount", start_us=1000, took_us=250),)
+
+MESSAGES: list[tuple[int, int, Record]] = [
+    (REQUEST, 1, Start(spec=SPEC)),
+    (REQUEST, 2, Exec(session=1, process=PROCESS)),
+    (REQUEST, 3, Signal(session=0, number=15)),
+    (REQUEST, 4, Resize(session=0, rows=24, columns=80)),
+    (REQUEST, 5, Shutdown(grace_ms=10000, reason="stop")),
+    (REQUEST, 6, Ping()),
+    (ANSWER, 1, Started(pid=42, phases=PHASES, resident_kib=9000)),
+    (ANSWER, 2, FAULT),
+    (ANSWER, 3, Done()),
+    (ANSWER, 6, Pong(monotonic_ns=123456789, realtime_ns=1_700_000_000_000_000_000)),
+    (EVENT, 0, Ready(version="0.1.0", kernel="6.1.0", phases=PHASES)),
+    (EVENT, 0, Ended(session=0, state=Exited(code=3))),
+    (EVENT, 0, Ended(session=1, state=Signalled(number=9, core=True), oom_killed=True)),
+    (EVENT, 0, Goodbye(reason="failed", fault=FAULT.but(maybe_done=True))),
+]
+LIMITS = Limits(payload=1024, window=32768, ring=65536, streams=64, message=1 << 20, flight=32768)
+LEAST = hello_of(
+    TETHER, LIMITS, instance=bytes(range(16)), connection=bytes(range(8)), durable=False, software="tether 0.1.0"
+)
+MOST = LEAST.but(role=APPLIANCE, generations=(1, 7), flight=0, ends_suffice=True, durable=True, software="vch 9")
+POSITIONS = Resume(
+    connection=bytes(range(8)),
+    echo=bytes(range(8, 16)),
+    known=True,
+    send=((0, 0, 100, 220), (17, 5, 0, 1 << 40)),
+    receive=((0, 0, 80, 80, 4096, 0), (16, 1, 300, 200, 70000, 1)),
+)
+
+
+def _frame(
+    kind: int, key: int = KEY, payload: bytes = b"", *, flags: int = 0, stream: int = 0, offset: int = 0
+) -> bytes:
+    return b"".join(build(kind, key, flags=flags, stream=stream, offset=offset, parts=[payload] if payload else None))
+
+
+def examples() -> dict[str, bytes]:
+    """Every example as this version writes it."""
+    life = 5 << LIFE_SHIFT
+    long = bytes(range(256)) * 16
+    released, limit = (3).to_bytes(8, "big"), (1 << 20).to_bytes(8, "big")
+    frames = {
+        "frame hello": _frame(HELLO, 0, pack(LEAST)),
+        "frame resume": _frame(RESUME, 0, pack(POSITIONS)),
+        "frame bye": _frame(BYE, KEY, cbor.dumps({"reason": "The VM powers off."})),
+        "frame data": _frame(DATA, KEY, b"hello", flags=life, stream=17, offset=1 << 33),
+        "frame data fin": _frame(DATA, KEY, b"bye", flags=life | FIN, stream=17, offset=5),
+        "frame data question": _frame(DATA, flags=life, stream=17, offset=5),
+        "frame data abort": _frame(DATA, flags=life | FIN | ABORT, stream=17, offset=5),
+        "frame data long": _frame(DATA, KEY, long, stream=17),
+        "frame data ends": b"".join(build(DATA, KEY, stream=17, parts=[long[:100], long[100:]], ends=True)),
+        "frame ack": _frame(ACK, KEY, released + limit, flags=life, stream=17, offset=5),
+        "frame ack fin stop": _frame(ACK, KEY, bytes(16), flags=life | FIN | STOP, stream=17, offset=5),
+        "frame nak": _frame(NAK, flags=life, stream=17, offset=5),
+        "frame closed": _frame(CLOSED, flags=life, stream=17),
+        "hello least": pack(LEAST),
+        "hello most": pack(MOST),
+        "resume empty": pack(POSITIONS.but(known=False, send=(), receive=())),
+    }
+    messages = {}
+    for kind, id, message in MESSAGES:
+        name = f"message {('request', 'answer', 'event')[kind]} {type(message).__name__}"
+        messages[name if name not in messages else f"{name} 2"] = write_message(kind, id, message)
+    return frames | messages
+
+
+def read_frozen(path: Path) -> dict[str, bytes]:
+    """The examples of a file."""
+    lines = [line.rsplit(" ", 1) for line in path.read_text().splitlines() if line and not line.startswith("#")]
+    return {name: bytes.fromhex(digits) for name, digits in lines}
+
+
+def test_what_is_written_is_what_was_published() -> None:
+    assert examples() == read_frozen(FROZEN / f"generation-{GENERATION}.txt")
+
+
+@pytest.mark.parametrize("generation", range(OLDEST_GENERATION, GENERATION + 1))
+def test_what_was_published_is_understood(generation: int) -> None:
+    """Also of older generations: they are still spoken."""
+    decoder = Decoder(8192)
+    decoder.reset(KEY)
+    ends = Decoder(8192, ends=True)
+    ends.reset(KEY)
+    for name, data in read_frozen(FROZEN / f"generation-{generation}.txt").items():
+        what = name.split()[0]
+        if what == "frame":
+            one = ends if name.endswith("ends") else decoder
+            assert not memoryview(one.feed(data))
+            assert one.next() is not None, name
+            assert one.next() is None
+        elif what == "message":
+            kind, id, message = read_message(data[4:])
+            assert len(data) == 4 + int.from_bytes(data[:4], "big")
+            assert (kind, id, message) in MESSAGES or generation < GENERATION
+        elif what == "hello":
+            assert isinstance(read_hello(memoryview(data)), Hello)
+        else:
+            assert isinstance(read_resume(memoryview(data)), Resume)
+
+
+def test_every_message_has_an_example() -> None:
+    shown = {type(message).__name__ for _, _, message in MESSAGES}
+    assert shown == REQUESTS.keys() | EVENTS.keys() | {cls.__name__ for cls in ANSWERS.values()} | {"Fault"}
+
+
+def test_every_field_is_shown() -> None:
+    """An example in which a field has its default would not notice its loss."""
+    missing = []
+    seen: dict[str, set[str]] = {}
+
+    def visit(value: object) -> None:
+        if isinstance(value, Record):
+            filled = seen.setdefault(type(value).__name__, set())
+            for name, item in value.__dict__.items():
+                if name not in value._defaults or item != value._defaults[name]:
+                    filled.add(name)
+                visit(item)
+        elif isinstance(value, tuple):
+            for item in value:
+                visit(item)
+
+    for _, _, message in MESSAGES:
+        visit(message)
+    parts: set[type[Record]] = {Spec, Root, Network, Interface, Volume, Disk, Layer}
+    for cls in parts | {type(message) for _, _, message in MESSAGES}:
+        missing += [(cls.__name__, name) for name in cls._fields if name not in seen[cls.__name__]]
+    assert not missing
+
+
+if __name__ == "__main__":
+    FROZEN.mkdir(exist_ok=True)
+    body = "".join(f"{name} {data.hex()}\n" for name, data in examples().items())
+    (FROZEN / f"generation-{GENERATION}.txt").write_text(f"# The link's wire, generation {GENERATION}.\n{body}")
