@@ -1,0 +1,88 @@
+"""How the I/O thread of a machine comes to its link, and comes to it again when it was cut.
+
+    inherited socket pair   there from the start, ends with QEMU
+    QEMU listens            dialled, and again whenever the connection ends while QEMU lives: the link survives whoever
+                            holds this end of it
+
+A line is served from the I/O thread only.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from tether.link.transport import of_fd
+
+if TYPE_CHECKING:
+    from tether.link.wire import Wire
+
+AGAIN_SECONDS = 0.02  # QEMU listens within this after its start; and a host that was cut off has bytes waiting for it
+
+
+class HostLine(Protocol):
+    """What the driver asks of a line."""
+
+    def serve(self, wire: Wire) -> None:
+        """From now on the wire has a transport whenever there is one."""
+
+    def lost(self) -> bool:
+        """The wire has lost its transport.  False if there will not be another one."""
+
+    def close(self) -> None:
+        """Gives back what it holds."""
+
+
+class InheritedLine:
+    """Our end of a socket pair."""
+
+    def __init__(self, end: socket.socket) -> None:
+        """Owns `end`."""
+        self._end = end
+
+    def serve(self, wire: Wire) -> None:
+        wire.attach(of_fd(self._end.detach(), "link"))
+
+    def lost(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        self._end.close()
+
+
+class DialledLine:
+    """A Unix socket that QEMU listens on.  `alive` says whether QEMU runs, `ended` is called when it is of no use."""
+
+    def __init__(self, path: Path, alive: Callable[[], bool], ended: Callable[[], None]) -> None:
+        self._path, self._alive, self._ended = path, alive, ended
+        self._wire: Wire | None = None
+
+    def serve(self, wire: Wire) -> None:
+        self._wire = wire
+        self._dial()
+
+    def lost(self) -> bool:
+        assert self._wire is not None
+        # QEMU takes one connection at a time and has to see the end of the last one first.
+        self._wire.reactor.call_later(AGAIN_SECONDS, self._dial)
+        return True
+
+    def close(self) -> None:
+        self._wire = None
+
+    def _dial(self) -> None:
+        if self._wire is None:
+            return
+        end = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            end.connect(str(self._path))  # does not wait: it queues us, or says that nobody listens
+        except OSError:
+            end.close()
+            if self._alive():
+                self._wire.reactor.call_later(AGAIN_SECONDS, self._dial)
+            else:
+                self._ended()
+            return
+        self._wire.attach(of_fd(end.detach(), "link"))
