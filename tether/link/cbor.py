@@ -16,6 +16,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from typing_extensions import Buffer
+
 MAX_DEPTH = 24  # arrays and maps inside one another; the deepest message of ours has 9
 
 _UNSIGNED, _NEGATIVE, _BYTES, _TEXT, _ARRAY, _MAP, _OTHER = (major << 5 for major in (0, 1, 2, 3, 4, 5, 7))
@@ -41,7 +43,7 @@ def dumps(value: "Any") -> bytes:
     return b"".join(out)
 
 
-def loads(data: "bytes | bytearray | memoryview") -> "Any":
+def loads(data: "Buffer") -> "Any":
     """Decodes exactly one value.  Raises CborError for whatever `dumps` would not have written."""
     raw = bytes(data)
     value, end = _decode(raw, 0, MAX_DEPTH)

@@ -13,6 +13,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import TypeVar
 
+    from typing_extensions import Buffer
+
     R = TypeVar("R", bound=Record)
 
 TETHER, APPLIANCE = "tether", "appliance"
@@ -120,7 +122,7 @@ def pack(record: Record) -> bytes:
     return cbor.dumps(encode(record))
 
 
-def read_hello(payload: memoryview) -> Hello:
+def read_hello(payload: "Buffer") -> Hello:
     """Checks and decodes a HELLO.  Keys that we do not know are passed over: a newer peer may say more of itself."""
     plain = cbor.loads(payload)
     if not isinstance(plain, dict):
@@ -139,7 +141,7 @@ def read_hello(payload: memoryview) -> Hello:
     return hello
 
 
-def read_resume(payload: memoryview) -> Resume:
+def read_resume(payload: "Buffer") -> Resume:
     """Checks and decodes a RESUME."""
     resume = _decoded(Resume, cbor.loads(payload))
     for name, rows, width in (("send", resume.send, 4), ("receive", resume.receive, 6)):

@@ -49,6 +49,20 @@ class ReceivedPart(Record):
     stopped: bool = False
 
 
+class Asked(Record):
+    """A request without answer."""
+
+    id: int
+    type: str
+
+
+class Parted(Record):
+    """A sender that is done, and whose peer does not know yet that it can forget that."""
+
+    number: int
+    life: int
+
+
 class Snapshot(Record):
     """All of it."""
 
@@ -57,10 +71,9 @@ class Snapshot(Record):
     instance: bytes
     peer: bytes
     last_id: int
-    pending: tuple[tuple[int, ...], ...]
-    types: tuple[str, ...]
+    pending: tuple[Asked, ...]
     lives: int
-    parted: tuple[tuple[int, ...], ...]
+    parted: tuple[Parted, ...]
     send: tuple[SentPart, ...]
     receive: tuple[ReceivedPart, ...]
 
@@ -74,10 +87,9 @@ def take(endpoint: "Endpoint") -> bytes:
         instance=endpoint.instance,
         peer=endpoint.known,
         last_id=messenger.last_id,
-        pending=tuple((id,) for id in messenger.pending),
-        types=tuple(messenger.pending.values()),
+        pending=tuple(Asked(id=id, type=name) for id, name in messenger.pending.items()),
         lives=mux.lives,
-        parted=tuple(mux.parted.items()),
+        parted=tuple(Parted(number=number, life=life) for number, life in mux.parted.items()),
         send=tuple(
             SentPart(
                 number=one.number,
@@ -121,15 +133,15 @@ def release(mux: "Mux", snapshot: Snapshot) -> None:
         receiver = mux.receivers.get(part.number)
         if receiver is not None and receiver.life == part.life:
             mux.release(receiver, part.consumed, part.end is not None)
-    for number, life in snapshot.parted:
-        mux.certain(number, life)
+    for one in snapshot.parted:
+        mux.certain(one.number, one.life)
 
 
 def fill(endpoint: "Endpoint", snapshot: Snapshot) -> None:
     """Puts a new endpoint where the snapshot was taken."""
     mux, messenger = endpoint.mux, endpoint.messenger
     messenger.last_id = snapshot.last_id + _ID_GAP
-    messenger.pending.update(zip((row[0] for row in snapshot.pending), snapshot.types, strict=True))
+    messenger.pending.update((one.id, one.type) for one in snapshot.pending)
     mux.lives = (snapshot.lives + _LIFE_GAP) % LIVES
     for sent in snapshot.send:
         sender = mux.sender(sent.number, sent.base, sent.life)
