@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imagebuild.boot.initramfs import build_initramfs
+from imagebuild.boot.initramfs import build_initramfs, plain_image
 from imagebuild.boot.kernel import choose as choose_kernel
 from imagebuild.store.store import Store
 from imagebuild.transfer.pulling import PullPolicy, pull
@@ -66,7 +66,7 @@ def _boot(
     debug(f"accelerator {verdict.accelerator.value}: {verdict.reason}")
     cpus = options.cpus or settings.cpus
     words = kernel_arguments(kernel, verdict.accelerator, cpus, options.debug, settings.link)
-    return boot_files(kernel, initramfs.path, words, find_firmware(program)), verdict
+    return boot_files(kernel, plain_image(initramfs), words, find_firmware(program)), verdict
 
 
 def _announce(line: str) -> None:

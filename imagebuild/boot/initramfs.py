@@ -29,7 +29,8 @@ AGENT = "tether"
 MAIN_MODULE = "tether.__main__"
 LATE_IMPORTS = ("json",)  # standard library modules that the agent imports inside functions
 ZSTD_LEVEL = 19  # 3 s once; decompression does not get slower, and a host keeps few of these files
-KEPT = 8  # boot images in the cache: a few kernels, a few versions of the agent; each has 4 to 5 MB
+KEPT = 8  # boot images in the cache: a few kernels, a few versions of the agent; each has 4 to 5 MB, plain 11 to 16
+PACKED, PLAIN = ".cpio.zst", ".cpio"  # how files in the cache end
 MODULE_FOLDER = "lib/modules"
 MODULE_LIST = f"{MODULE_FOLDER}/load"
 DEMAND_LIST = f"{MODULE_FOLDER}/demand"
@@ -102,7 +103,7 @@ def build_initramfs(
     modules = Modules(boot_modules(kernel), demand_modules(kernel))
     key = _key(python, root, modules)
     folder = cache / "initramfs"
-    path = folder / f"{key}.cpio.zst"
+    path = folder / f"{key}{PACKED}"
     try:
         if not path.exists():
             progress(f"boot image for {kernel.name}: build")
@@ -117,6 +118,25 @@ def build_initramfs(
         raise InitramfsError("build initramfs", str(path), error.strerror or str(error),
                              f"make room in {cache} (20 MB) and try again") from error
     return Initramfs(path, key, path.stat().st_size, unpacked)
+
+
+def plain_image(image: Initramfs) -> Path:
+    """The same archive without compression, made if the cache does not have it.
+
+    For a hypervisor that reads it from a local file: copying 11 MB into the guest costs nothing, and decompressing them
+    inside an emulated one is a sixth of all that a start costs.  Raises InitramfsError.
+    """
+    path = image.path.with_name(image.key + PLAIN)
+    try:
+        if not path.exists():
+            with tempfile.TemporaryDirectory(prefix=".building-", dir=path.parent) as scratch:
+                made = Path(scratch, "image")
+                made.write_bytes(zstandard.ZstdDecompressor().decompress(image.path.read_bytes(), image.unpacked))
+                os.replace(made, path)
+    except (OSError, zstandard.ZstdError) as error:
+        raise InitramfsError("unpack initramfs", str(image.path), getattr(error, "strerror", None) or str(error),
+                             f"make room in {path.parent} (20 MB), delete {image.path.name} and try again") from error
+    return path
 
 
 def entries(python: runtime.Runtime, root: Path, modules: Modules, scratch: Path) -> list[cpio.Entry]:
@@ -151,9 +171,10 @@ def _copied(path: str, source: Path, mode: int = 0o644, name: str = "") -> Part:
 
 def _forget_old(folder: Path) -> None:
     """Removes what has not been made for long; whoever starts a VM with one of the newest still finds it."""
-    images = sorted(folder.glob("*.cpio.zst"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    images = sorted(folder.glob(f"*{PACKED}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     for path in images[KEPT:]:
         path.unlink(missing_ok=True)
+        path.with_name(path.name.removesuffix(PACKED) + PLAIN).unlink(missing_ok=True)
 
 
 def _compressed(data: bytes) -> bytes:

@@ -110,3 +110,24 @@ class TestImage:
         assert second == first
         assert second.path.stat().st_mtime_ns == changed
         assert [path.name for path in (tmp_path / "initramfs").iterdir()] == [first.path.name]
+
+    def test_the_plain_one_is_the_same_archive_and_goes_with_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(initramfs, "ZSTD_LEVEL", 1)
+        image = initramfs.build_initramfs(Kernel("pico", "6.1", tmp_path, None, tmp_path, None), tmp_path)
+        plain = initramfs.plain_image(image)
+        assert plain.stat().st_size == image.unpacked
+        assert plain.read_bytes().startswith(cpio.MAGIC)
+        assert initramfs.plain_image(image) == plain
+        for number in range(initramfs.KEPT):
+            (image.path.parent / f"{number}{initramfs.PACKED}").touch()
+        initramfs._forget_old(image.path.parent)
+        assert not image.path.exists()
+        assert not plain.exists()
+
+    def test_a_damaged_one_is_named(self, tmp_path: Path) -> None:
+        path = tmp_path / "k.cpio.zst"
+        path.write_bytes(b"not zstd")
+        with pytest.raises(InitramfsError, match=r"k\.cpio\.zst"):
+            initramfs.plain_image(initramfs.Initramfs(path, "k", 8, 100))
