@@ -21,7 +21,17 @@ EXIT_USAGE = 125
 
 def main() -> int:
     """Entry point of the console script."""
+    _open_standard_streams()
     return command(sys.argv[1:])
+
+
+def _open_standard_streams() -> None:
+    """`vch run <&- >&-`: a lock or a disk that took the number of a closed stream would get the container's output."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
 
 
 def command(words: Sequence[str]) -> int:

@@ -119,6 +119,10 @@ class Machine:
         """Ends it at once, as pulling the plug would."""
         self._driver.kill()
 
+    def abandon_output(self) -> None:
+        """Does not wait for somebody who does not read.  Safe in signal handlers."""
+        self._driver.abandon_output()
+
     def close(self) -> None:
         """Sees to it that nothing of it is left.  A second call does nothing."""
         if not self._booted:

@@ -144,10 +144,13 @@ class _Run:
 
         def kill() -> None:
             self._killed_by_user = True
+            machine.abandon_output()
             machine.kill()
 
         def stop() -> None:
-            if self._options.stop_seconds < 0:
+            if session.ended.done:  # only somebody who does not read our output keeps us
+                machine.abandon_output()
+            elif self._options.stop_seconds < 0:
                 forward(stop_signal)
             else:
                 machine.stop(self._options.stop_seconds)
@@ -168,8 +171,8 @@ class _Run:
             if self._killed_by_user:
                 return EXIT_KILLED
             raise
-        finally:
-            self._router.running(None)
+        finally:  # asked to stop once more, we are at it; asked twice, there is no time to power off properly
+            self._router.running(Actions(_nothing, machine.kill, _ignore, _nothing))
         for complaint in session.complaints:
             self._say(complaint)
         return code
@@ -239,6 +242,14 @@ class _Run:
     @staticmethod
     def _say(line: str) -> None:
         print(f"vch: {line}", file=sys.stderr)
+
+
+def _nothing() -> None:
+    """A signal that changes nothing any more."""
+
+
+def _ignore(_number: int) -> None:
+    """A signal for a process that is gone."""
 
 
 def _check(options: RunOptions, settings: Settings) -> None:

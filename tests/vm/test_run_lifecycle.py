@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.conftest import RUN_SECONDS, Vch
+from tests.vm.conftest import RUN_SECONDS, VCH, Vch
 from tests.vm.run_helpers import STEP_SECONDS, gone, machine_of, tree, until_line
 
 pytestmark = pytest.mark.vm
@@ -184,3 +184,23 @@ def test_the_console_is_shown_when_asked_for(vch: Vch, image: str) -> None:
     os.kill(machine_of(process), signal.SIGTERM)
     _, _, err = finish(process)
     assert b"--- console ---" in err or b"QEMU: " in err
+
+
+def test_a_reader_that_never_reads_does_not_hold_a_stopped_run(vch: Vch, image: str) -> None:
+    process = vch.start("run", image, "sh", "-c", "echo up; seq 400000")
+    until_line(process, b"up\n")
+    time.sleep(3)  # now the pipe is full
+    process.terminate()
+    time.sleep(1)
+    process.terminate()
+    assert process.wait(STEP_SECONDS) in (0, 137, 143)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams(vch: Vch, image: str, closed: str) -> None:
+    command = f'exec "$0" run -i {image} sh -c "cat; echo out; echo err >&2; exit 4" {closed}'
+    shell = ["sh", "-c", command, str(VCH)]
+    run = subprocess.run(shell, input=b"", capture_output=True, timeout=RUN_SECONDS, check=False)
+    assert run.returncode == 4
+    assert run.stdout == (b"" if ">&-" in closed.replace("2>&-", "") else b"out\n")
+    assert run.stderr == (b"" if "2>&-" in closed else b"err\n")
