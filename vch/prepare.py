@@ -19,12 +19,15 @@ from vch.boot_plan import boot_files, find_firmware, kernel_arguments
 from vch.pull_view import PullView
 from vch.qemu import BootFiles
 from vch.run_options import RunOptions
-from vch.settings import Settings, registry_settings
+from vch.settings import MIB, Settings, registry_settings
 
 if TYPE_CHECKING:
     from imagebuild.oci.imageconfig import RunConfig
     from imagebuild.store.image import Image
     from imagebuild.store.lease import Lease
+
+# In less memory the boot image stays compressed: plain, its 11 to 16 MB are there twice while the kernel unpacks it.
+ROOMY = 192 * MIB
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,9 @@ def _boot(
     debug(f"accelerator {verdict.accelerator.value}: {verdict.reason}")
     cpus = options.cpus or settings.cpus
     words = kernel_arguments(kernel, verdict.accelerator, cpus, options.debug, settings.link)
-    return boot_files(kernel, plain_image(initramfs), words, find_firmware(program)), verdict
+    roomy = (options.memory or settings.memory) >= ROOMY
+    archive = plain_image(initramfs) if roomy else initramfs.path
+    return boot_files(kernel, archive, words, find_firmware(program)), verdict
 
 
 def _announce(line: str) -> None:
