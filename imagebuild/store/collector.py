@@ -100,7 +100,8 @@ def _collect(store: Store, dangling: bool) -> Collected:
         else:
             done.images.append(record.manifest)
             _delete(store.record_path(record.manifest), done)
-    for path in store.folder("layers").iterdir():
+    # Layers before their facts: killed in between, there are facts of nothing, which nobody minds.
+    for path in sorted(store.folder("layers").iterdir(), key=lambda path: not path.name.endswith(LAYER_SUFFIX)):
         key = path.name.removesuffix(LAYER_SUFFIX).removesuffix(".json")
         if key not in needed.layers and not path.name.startswith("."):
             if path.name.endswith(LAYER_SUFFIX):
