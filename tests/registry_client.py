@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 
-from imagebuild.registry.credentials import CredentialFiles
 from imagebuild.oci.manifest import Descriptor
 from imagebuild.oci.platforms import Platform
 from imagebuild.oci.reference import Reference
+from imagebuild.registry.credentials import CredentialFiles
 from imagebuild.registry.registry import Registry
 from imagebuild.registry.retry import Retrier, RetryPolicy
 from imagebuild.registry.settings import RegistrySettings

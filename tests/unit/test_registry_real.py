@@ -118,7 +118,8 @@ def test_basic_authentication(tmp_path: Path) -> None:
         with Registry(credentials=ANONYMOUS) as registry, pytest.raises(AuthError, match=f"docker login {address}"):
             registry.resolve(reference, AMD64)
         wrong = FixedCredentials(address, Credential(USER, "wrong"))
-        with Registry(credentials=wrong) as registry, pytest.raises(AuthError, match="it refuses the credentials from the caller"):
+        refusal = "it refuses the credentials from the caller"
+        with Registry(credentials=wrong) as registry, pytest.raises(AuthError, match=refusal):
             registry.resolve(reference, AMD64)
 
 
@@ -130,7 +131,8 @@ def test_tls(tmp_path: Path) -> None:
             assert pull(registry, reference) == LAYERS
         with Registry(RegistrySettings(insecure=frozenset({address})), ANONYMOUS) as registry:
             assert pull(registry, reference) == LAYERS
-        with Registry(credentials=ANONYMOUS) as registry, pytest.raises(RegistryError, match="not trusted.*set ca_file"):
+        untrusted = "not trusted.*set ca_file"
+        with Registry(credentials=ANONYMOUS) as registry, pytest.raises(RegistryError, match=untrusted):
             registry.resolve(reference, AMD64)
         # Its certificate is for 127.0.0.1 and localhost, and for no other address.
         elsewhere = address.replace("127.0.0.1", "127.0.0.1.nip.invalid")
