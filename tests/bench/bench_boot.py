@@ -11,11 +11,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from imagebuild.boot import cpio
-from imagebuild.demo import write_demo
 from imagebuild.boot.initramfs import build_initramfs
 from imagebuild.boot.kernel import choose as choose_kernel
-from imagebuild.transfer.pulling import PullPolicy, pull
+from imagebuild.demo import write_demo
 from imagebuild.store.store import Store
+from imagebuild.transfer.pulling import PullPolicy, pull
+from tests.bench.boot_memory import MEASURED_MIB, least_memory, memory_lost
 from tests.bench.measure import RUN_SECONDS, Report, Row, Sample, alternate, ratio, run_command
 from vch import accel, qemu
 from vch.boot_plan import boot_files, find_firmware, kernel_arguments
@@ -25,6 +26,7 @@ from vch.settings import DEFAULT_CPUS, DEFAULT_MEMORY, DISK_SIZE, MIB
 ROOT = Path(__file__).parents[2]
 VCH = ROOT / ".venv/bin/vch"
 FLOOR_SOURCE = Path(__file__).with_name("floor_init.c")
+MACHINE_CPU = "QEMU CPU"  # seconds of QEMU alone, from its start to the session's first output
 KERNELS = ("debian-cloud", "pico")
 
 
@@ -48,7 +50,12 @@ def bench_boot(home: Path, scratch: Path, runs: int, report: Report) -> None:
     report.tables["cold boot"] = rows
     for name in KERNELS:
         if f"{name}: floor" in cases:
-            report.ratios[f"{name}: vch run / floor"] = ratio(rows, f"{name}: vch run true", f"{name}: floor")
+            ours, least = f"{name}: vch run true", f"{name}: floor"
+            report.ratios[f"{name}: vch run / floor"] = ratio(rows, ours, least)
+            report.ratios[f"{name}: QEMU to first output / floor"] = _to_first_output(rows, ours, least)
+            _memory(home, name, image, report)
+    if all(f"{name}: floor" in cases for name in KERNELS):
+        report.ratios["to /init and off: debian-cloud / pico"] = ratio(rows, "debian-cloud: floor", "pico: floor")
     report.facts["agent resident MiB"] = _agent_mib(rows)
 
 
@@ -65,13 +72,14 @@ def _run(home: Path, image: str, kernel: str, scratch: Path) -> Callable[[], Sam
             assert process.stdout is not None
             process.stdout.read(1)
             first = time.monotonic() - began
+            machine = _machine_cpu(process.pid)
             process.wait(RUN_SECONDS)
         wall, after = time.monotonic() - began, os.times()
         if process.returncode:
             raise subprocess.CalledProcessError(process.returncode, command)
         cpu = after.children_user + after.children_system - before.children_user - before.children_system
         told = json.loads(timing.read_text())
-        extra = {"first": first, **told["laps"], "agent MiB": told["agent_kib"] / 1024}
+        extra = {"first": first, MACHINE_CPU: machine, **told["laps"], "agent MiB": told["agent_kib"] / 1024}
         return Sample(cpu, wall, told["qemu_peak_kib"] / 1024, extra)
 
     return case
@@ -128,6 +136,30 @@ def _floor_initramfs(scratch: Path) -> Path:
     archive = scratch / "floor.cpio"
     archive.write_bytes(cpio.archive(content))
     return archive
+
+
+def _machine_cpu(pid: int) -> float:
+    """CPU seconds (user + system) of the QEMU that the process `pid` has started (proc(5): stat, fields 14 and 15)."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    children = [child for task in tasks for child in (task / "children").read_text().split()]
+    ticks = 0
+    for child in children:
+        stat = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(stat[11]) + int(stat[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _to_first_output(rows: list[Row], ours: str, least: str) -> float:
+    """QEMU's CPU up to the first output, over that of the whole floor."""
+    by_case = {row.case: row for row in rows}
+    return round(by_case[ours].extra[MACHINE_CPU] / by_case[least].cpu, 3)
+
+
+def _memory(home: Path, kernel: str, image: str, report: Report) -> None:
+    total, available = memory_lost(home, kernel, image)
+    report.facts[f"{kernel}: MiB of {MEASURED_MIB} not in MemTotal"] = round(total / 1024, 1)
+    report.facts[f"{kernel}: MiB of {MEASURED_MIB} not in MemAvailable"] = round(available / 1024, 1)
+    report.facts[f"{kernel}: least MiB for busybox true"] = least_memory(home, kernel, image)
 
 
 def _agent_mib(rows: list[Row]) -> float:
