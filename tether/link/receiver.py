@@ -76,7 +76,8 @@ class Receiver:
         if self.aborted:  # what comes now was under way already
             self.due = URGENT
             return False
-        if after > self.limit or (self.end is not None and after > self.end):
+        beyond = after > self.limit and not (flags & ABORT and not payload)  # who gives up may stand anywhere
+        if beyond or (self.end is not None and after > self.end):
             raise ProtocolError(f"stream {self.number}: data up to {after}, beyond its credit or its end")
         stepped_back, self.last = offset < self.last, offset
         if offset > self.expected and not flags & ABORT:
