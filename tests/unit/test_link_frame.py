@@ -172,12 +172,15 @@ def test_a_megabyte_of_nonsense_takes_linear_time(hostile: bytes) -> None:
     assert feed(one, frame(b"still here")) != []
 
 
-def test_memory_is_bounded() -> None:
-    one = decoder()
-    size = len(one.space())
+def test_memory_is_small_until_it_must_not_be_and_bounded_then() -> None:
+    one = decoder(1 << 20)
     for _ in range(50):
-        feed(one, os.urandom(10_000))
-        assert 0 < len(one.space()) <= size
+        feed(one, frame(b"x" * 4000) + os.urandom(10_000))
+        assert 0 < len(one.space()) <= 16384
+    assert feed(one, frame(b"y" * (1 << 20)))[0][4] == b"y" * (1 << 20)
+    for _ in range(50):
+        feed(one, os.urandom(100_000))
+        assert 0 < len(one.space()) <= 2 * (1 << 20) + 100
 
 
 @given(st.binary(max_size=400), st.lists(st.integers(0, 400), max_size=5))

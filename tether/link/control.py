@@ -1,4 +1,4 @@
-"""Control messages on the wire: a length and a CBOR array [kind, id, type, body] (docs/protocol.md, "Control messages").
+"""Control messages on the wire: a length and a CBOR array of four (docs/protocol.md, "Control messages").
 
 Plans only: records to bytes and back.  A message that this end does not understand is an `Unreadable`, not an
 exception: one side may be newer, and a request deserves an answer that says so.

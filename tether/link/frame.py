@@ -51,6 +51,7 @@ EDGE = 1024  # bytes at each end of a payload that suffice
 HEADER_SIZE = _HEADER.size
 TRAILER_SIZE = _CRC.size
 _CHECKED = _FIELDS.size  # bytes under the header CRC
+_SMALL = 16 * 1024  # most links of most VMs carry little
 _LEAST_READ = 4096  # space that a read is offered at least
 _PASSES = 2  # a torn frame is given up at its second tick
 
@@ -100,8 +101,9 @@ def _edges(parts: "list[Part]") -> "list[Part]":
 class Decoder:
     """Finds the frames in a stream of bytes that may hold anything else too.
 
-    It owns one fixed buffer, about two frames long, that bytes are read into (`space`, `filled`) and payloads are seen
-    through (`next`).  Bytes that are no frame are skipped and counted:
+    It owns one buffer that bytes are read into (`space`, `filled`) and payloads are seen through (`next`): small as
+    long as the frames are, for two of the longest from the first long one on.  Bytes that are no frame are skipped and
+    counted:
 
     noise    bytes skipped
     damaged  frames whose payload CRC was wrong
@@ -111,7 +113,8 @@ class Decoder:
         self._payload_limit = payload_limit
         self._ends = ends
         longest = HEADER_SIZE + max(payload_limit, MOST_OPENING_PAYLOAD) + TRAILER_SIZE
-        self._buffer = bytearray(2 * longest)
+        self._capacity = 2 * longest
+        self._buffer = bytearray(min(_SMALL, self._capacity))
         self._view = memoryview(self._buffer)
         self._start = self._end = 0
         self._need = HEADER_SIZE  # bytes from _start that the next step of the decoder waits for
@@ -138,6 +141,8 @@ class Decoder:
 
     def space(self) -> memoryview:
         """Where the next bytes go; never empty.  Ends the life of payloads that `next` returned."""
+        if self._need > len(self._buffer):
+            self._grow()
         free = len(self._buffer) - self._end
         if self._start == self._end:
             self._start = self._end = 0
@@ -146,6 +151,13 @@ class Decoder:
             self._view[:held] = self._view[self._start : self._end]
             self._start, self._end = 0, held
         return self._view[self._end :]
+
+    def _grow(self) -> None:
+        held = self._view[self._start : self._end]
+        self._buffer = bytearray(self._capacity)
+        self._view = memoryview(self._buffer)
+        self._view[: len(held)] = held
+        self._start, self._end = 0, len(held)
 
     def filled(self, count: int) -> None:
         """`count` bytes were put into `space`."""
