@@ -7,11 +7,11 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tether.link.messages import Started
-from tether.spec import Identity, Process
+from tether.spec import Identity, Process, Spec, Terminal
 from vch import settings
 from vch.disks import DiskSet
 from vch.machine import Machine
@@ -51,8 +51,6 @@ class LinkMachine:
         """Starts a process."""
         process = Process(args=tuple(map(os.fsencode, args)), stdin=stdio is not None and stdio.stdin is not None)
         if terminal:
-            from tether.spec import Terminal
-
             process = process.but(terminal=Terminal())
         return self.machine.exec(process, stdio)
 
@@ -75,22 +73,26 @@ class LinkMachine:
             os.close(fd)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """A machine that could be started, and what it is to run."""
+
+    config: MachineConfig
+    program: str
+    spec: Spec
+
+
 @contextmanager
-def link_machine(
+def machine_plan(
     image: str,
-    link: LinkKind = LinkKind.VIRTIO_SERIAL,
+    link: LinkKind,
     *,
-    raw: LinkKind | None = None,
     link_path: Path | None = None,
     words: tuple[str, ...] = (),
-) -> Iterator[LinkMachine]:
-    """Boots `image` with the command `sleep`, without a network.
-
-    raw        a second port of this kind, whose device is /raw in the container
-    link_path  QEMU listens there for the link
-    words      more for the kernel command line
-    """
-    options = parse_run(["--network", "none", image, "sleep", "1000000"], os.environ)
+    command: tuple[str, ...] = ("sleep", "1000000"),
+) -> Iterator[Plan]:
+    """What it takes to run `command` of `image` without a network; what it holds is given back at the end."""
+    options = parse_run(["--network", "none", image, *command], os.environ)
     configured = replace(settings.load(os.environ), link=link)
     with ExitStack() as held:
         prepared = prepare(options, configured, lambda line: None)
@@ -111,6 +113,29 @@ def link_machine(
             link=link,
             link_path=link_path,
         )
+        placement = Placement("0" * 64, "02:00:00:00:00:01", prepared.layers)
+        spec = build_spec(options, prepared.run, placement, Identity(entropy=b"", clock_ns=0))
+        yield Plan(config, prepared.program, spec)
+
+
+@contextmanager
+def link_machine(
+    image: str,
+    link: LinkKind = LinkKind.VIRTIO_SERIAL,
+    *,
+    raw: LinkKind | None = None,
+    link_path: Path | None = None,
+    words: tuple[str, ...] = (),
+) -> Iterator[LinkMachine]:
+    """Boots `image` with the command `sleep`.
+
+    raw        a second port of this kind, whose device is /raw in the container
+    link_path  QEMU listens there for the link
+    words      more for the kernel command line
+    """
+    with ExitStack() as held:
+        plan = held.enter_context(machine_plan(image, link, link_path=link_path, words=words))
+        config = plan.config
         near: socket.socket | None = None
         if raw is not None:
             near, far = channel()
@@ -119,10 +144,8 @@ def link_machine(
             near.setblocking(True)
             near.settimeout(WAIT_SECONDS)
             config = replace(config, devices=_raw_device(raw, far.fileno()), device_fds=(far.fileno(),))
-        machine = held.enter_context(Machine(config, prepared.program))
-        placement = Placement("0" * 64, "02:00:00:00:00:01", prepared.layers)
-        spec = build_spec(options, prepared.run, placement, Identity(entropy=b"", clock_ns=0))
-        machine.start(spec)
+        machine = held.enter_context(Machine(config, plan.program))
+        machine.start(plan.spec)
         made = LinkMachine(machine, near)
         if raw is not None:
             made.sh(_FIND_UART if raw is LinkKind.UART else _FIND_PORT)

@@ -313,7 +313,10 @@ class Driver:
             case link.Refused(reason=reason) | link.Failed(reason=reason):
                 self._link_failure = reason
                 self._kill()
-            case link.Connected() | link.Disconnected():
+            case link.Connected():
+                if self._line is not None:
+                    self._line.answered()
+            case link.Disconnected():
                 pass
             case _:
                 number = getattr(event, "stream", 0)

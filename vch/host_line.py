@@ -9,17 +9,26 @@ A line is served from the I/O thread only.
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from tether.link.endpoint import LIVE
 from tether.link.transport import of_fd
 
 if TYPE_CHECKING:
+    from tether.link.transport import Transport
     from tether.link.wire import Wire
 
 AGAIN_SECONDS = 0.02  # QEMU listens within this after its start; and a host that was cut off has bytes waiting for it
+
+# When a connection ends while QEMU 7.2 writes to it, the port can stay throttled (virtio-console.c: the write that
+# fails comes back from the handler of the end, and throttles what that has just released).  It then carries nothing
+# more from the guest, over no later connection; an end of a connection without a write under way heals it.  So who gets
+# no answer hangs up, gently, and dials again; with doubling patience, because a guest that boots cannot answer yet.
+FIRST_PATIENCE_SECONDS, LAST_PATIENCE_SECONDS = 0.5, 16.0
 
 
 class HostLine(Protocol):
@@ -27,6 +36,9 @@ class HostLine(Protocol):
 
     def serve(self, wire: Wire) -> None:
         """From now on the wire has a transport whenever there is one."""
+
+    def answered(self) -> None:
+        """The guest is there."""
 
     def lost(self) -> bool:
         """The wire has lost its transport.  False if there will not be another one."""
@@ -45,6 +57,9 @@ class InheritedLine:
     def serve(self, wire: Wire) -> None:
         wire.attach(of_fd(self._end.detach(), "link"))
 
+    def answered(self) -> None:
+        """Nothing follows from it."""
+
     def lost(self) -> bool:
         return False
 
@@ -58,10 +73,14 @@ class DialledLine:
     def __init__(self, path: Path, alive: Callable[[], bool], ended: Callable[[], None]) -> None:
         self._path, self._alive, self._ended = path, alive, ended
         self._wire: Wire | None = None
+        self._patience = FIRST_PATIENCE_SECONDS
 
     def serve(self, wire: Wire) -> None:
         self._wire = wire
         self._dial()
+
+    def answered(self) -> None:
+        self._patience = FIRST_PATIENCE_SECONDS
 
     def lost(self) -> bool:
         assert self._wire is not None
@@ -85,4 +104,16 @@ class DialledLine:
             else:
                 self._ended()
             return
-        self._wire.attach(of_fd(end.detach(), "link"))
+        transport = of_fd(end.detach(), "link")
+        self._wire.attach(transport)
+        self._wire.reactor.call_later(self._patience, lambda: self._check(transport))
+
+    def _check(self, transport: Transport) -> None:
+        """Has the guest answered?"""
+        wire = self._wire
+        if wire is None or wire.transport is not transport or wire.endpoint.phase == LIVE:
+            return
+        self._patience = min(2 * self._patience, LAST_PATIENCE_SECONDS)
+        # QEMU sees the end of what it reads, not of what it writes, and closes; that is what `lost` will hear of.
+        with socket.socket(fileno=os.dup(transport.fd)) as end:
+            end.shutdown(socket.SHUT_WR)
