@@ -32,8 +32,8 @@ class TestRoot:
         assert root.plan_root(Root(layers=())).overlay_options.startswith("lowerdir=/i,")
 
     def test_one_layer_too_many(self) -> None:
-        with pytest.raises(TetherError, match="at most 127"):
-            root.plan_root(Root(layers=_layers(128)))
+        with pytest.raises(TetherError, match="at most 255"):
+            root.plan_root(Root(layers=_layers(256)))
 
     def test_an_unknown_filesystem_is_named_with_what_is_known(self) -> None:
         with pytest.raises(TetherError) as raised:

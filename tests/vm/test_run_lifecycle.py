@@ -77,7 +77,7 @@ def test_a_container_that_does_not_stop_is_killed(vch: Vch, image: str) -> None:
 def test_the_images_stop_signal_can_be_replaced(vch: Vch, image: str) -> None:
     process = vch.start("run", "--stop-signal", "INT", image, "sh", "-c", POLITE)
     until_line(process, b"up\n")
-    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
     assert finish(process)[:2] == (8, b"interrupted\n")
 
 
