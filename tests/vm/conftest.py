@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,7 +83,19 @@ class Vch:
     def start(self, *words: str) -> subprocess.Popen[bytes]:
         """Starts it and returns at once."""
         pipe = subprocess.PIPE
-        return subprocess.Popen([VCH, *words], stdin=pipe, stdout=pipe, stderr=pipe)
+        return subprocess.Popen(
+            [VCH, *words],
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            preexec_fn=_default_signals,  # noqa: PLW1509 - it does nothing that a thread could disturb
+        )
+
+
+def _default_signals() -> None:
+    """A signal that is ignored stays ignored in children: nohup and background jobs would change what the tests see."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
