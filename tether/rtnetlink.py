@@ -24,7 +24,7 @@ _RTM_NEWLINK, _RTM_NEWADDR, _RTM_NEWROUTE = 16, 20, 24
 _REQUEST_ACK = 0x1 | 0x4  # NLM_F_REQUEST | NLM_F_ACK
 _CREATE_NEW = 0x400 | 0x200  # NLM_F_CREATE | NLM_F_EXCL
 _IFF_UP = 1
-_IFLA_MTU = 4
+_IFLA_ADDRESS, _IFLA_MTU = 1, 4
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
 _IFA_F_NODAD = 2  # usable at once: the host that gave the address knows that nobody else has it
 _RTA_OIF, _RTA_GATEWAY = 4, 5
@@ -49,6 +49,22 @@ def link_up(index: int, name: str, mtu: int = 0) -> Request:
     what = f"switch on {name}" + (f" with MTU {mtu}" if mtu else "")
     return Request(what=what, kind=_RTM_NEWLINK, flags=_REQUEST_ACK,
                    body=_LINK.pack(0, 0, index, _IFF_UP, _IFF_UP) + attributes)
+
+
+def set_mac(index: int, name: str, mac: str) -> Request:
+    """Gives an interface another MAC address ("02:00:00:00:00:01"): a clone has its template's.  It may be on.
+
+    Raises TetherError if it is none.
+    """
+    try:
+        address = bytes.fromhex(mac.replace(":", ""))
+    except ValueError:
+        address = b""
+    if len(address) != 6 or address[0] & 1:  # the lowest bit says: a group (IEEE 802, 8.2)
+        raise TetherError("spec.network", f"{mac!r} is not the MAC address of an interface",
+                          hint="write it like 02:00:00:00:00:01")
+    return Request(what=f"MAC address {mac} on {name}", kind=_RTM_NEWLINK, flags=_REQUEST_ACK,
+                   body=_LINK.pack(0, 0, index, 0, 0) + _attribute(_IFLA_ADDRESS, address))
 
 
 def add_address(index: int, name: str, cidr: str) -> Request:

@@ -33,6 +33,19 @@ def test_link_up_leaves_the_mtu_alone() -> None:
     assert _attributes(_parsed(rtnetlink.link_up(1, "lo"))) == {}
 
 
+def test_set_mac_changes_nothing_else() -> None:
+    message = _parsed(rtnetlink.set_mac(3, "eth0", "02:00:00:00:00:Fe"))
+    assert message["event"] == "RTM_NEWLINK"
+    assert (message["index"], message["flags"], message["change"]) == (3, 0, 0)
+    assert _attributes(message) == {"IFLA_ADDRESS": "02:00:00:00:00:fe"}
+
+
+@pytest.mark.parametrize("mac", ["", "02:00:00:00:00", "02:00:00:00:00:0g", "01:00:5e:00:00:01", "2:0:0:0:0:1"])
+def test_what_is_no_mac_address(mac: str) -> None:
+    with pytest.raises(TetherError, match="is not the MAC address"):
+        rtnetlink.set_mac(3, "eth0", mac)
+
+
 def test_address_of_version_4() -> None:
     message = _parsed(rtnetlink.add_address(3, "eth0", "10.0.2.15/24"))
     assert message["event"] == "RTM_NEWADDR"
