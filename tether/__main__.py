@@ -1,19 +1,21 @@
 """tether, PID 1 of a container VM.  `boot` is what it does from the first instruction to the last.
 
 A step that fails ends the VM, and says so to the appliance (Goodbye) and on the console: step, object, cause, remedy.
-Nothing is printed when all goes well.
+Nothing is printed when all goes well.  What the link could not deliver goes to the console as a record, which the
+appliance reads too; and an interpreter that crashes prints where it was (faulthandler) before the kernel panics.
 """
 
+import faulthandler
 from time import monotonic_ns
 
 from tether import files, kernelargs, pid1
 from tether.agent import Agent
-from tether.console import say
+from tether.console import CONSOLE, say
 from tether.container import Container
 from tether.faults import fault_of, one_line
 from tether.hostlink import open_link, take_care
 from tether.identity import take_identity
-from tether.link.messages import Fault
+from tether.link.messages import Fault, Goodbye
 from tether.modules import load_modules
 from tether.power import power_off
 from tether.steps import StepFailed, Steps
@@ -82,8 +84,18 @@ class Boot:
             self._try("stop sessions", lambda: agent.abandon(fault))
         if container is not None:
             self._try("unmount", container.unmount)
-        if agent is not None:
-            self._try("say goodbye", lambda: agent.farewell(reason, fault))
+        self._try("say goodbye", lambda: self._farewell(reason, fault))
+
+    def _farewell(self, reason: str, fault: Fault | None) -> None:
+        """Sees to it that the appliance learns the reason: by the link, and by the console if that did not work."""
+        delivered = False
+        try:
+            delivered = self.agent is not None and self.agent.farewell(reason, fault)
+        finally:
+            if not delivered and not self.arguments.spec:  # a VM that nobody talks to has nobody to read records
+                from tether.link.lastwords import write_last_words
+
+                say(write_last_words(Goodbye(reason=reason, fault=fault)))
 
     def _try(self, step: str, part: "Callable[[], None]") -> None:
         """Does a part of the way out; what goes wrong there is said on the console, and the rest is still done."""
@@ -100,6 +112,7 @@ def main(began_ns: int) -> None:
     """
     boot = Boot()
     try:
+        faulthandler.enable(CONSOLE, all_threads=False)
         boot.steps.start_up(began_ns // 1000)
         reason, fault = boot.up(), None
     except BaseException as error:  # noqa: BLE001 - see above

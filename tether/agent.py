@@ -134,12 +134,14 @@ class Agent:
             self.endpoint.answer(self._start[0], fault)
         self.stop_sessions(0, 0)
 
-    def farewell(self, reason: str, fault: Fault | None) -> None:
-        """Says why the VM ends, and waits a little for the appliance to have it."""
+    def farewell(self, reason: str, fault: Fault | None) -> bool:
+        """Says why the VM ends, and waits a little for the appliance to have it; whether it has."""
         self.endpoint.notify(Goodbye(reason=reason, fault=fault))
-        if self.wire.flush(FAREWELL_S):
-            self.endpoint.leave(reason)
-            self.reactor.run_once(0)
+        if not self.wire.flush(FAREWELL_S):
+            return False
+        self.endpoint.leave(reason)
+        self.reactor.run_once(0)
+        return True
 
     # the loop
 

@@ -65,6 +65,8 @@ class Driver:
         self._process: QemuProcess | None = None
         self._goodbye: Goodbye | None = None
         self._link_failure = ""
+        self._shutdown = ""  # why QEMU ends, as it says itself
+        self._killed = ""  # why we ended it, where that is no secret of the caller's
         self._line: HostLine | None = None
         self._open: set[str] = set()  # channels whose end has not been seen
         self._sockets: list[socket.socket] = []
@@ -114,6 +116,7 @@ class Driver:
         """Ends QEMU in `seconds`, should it still run then."""
 
         def overdue() -> None:
+            self._killed = f"it did not power off within {seconds:.0f} s and was killed"
             self._notify(f"the machine did not power off within {seconds:.0f} s and was killed")
             self._kill()
 
@@ -230,7 +233,8 @@ class Driver:
 
     def _why(self, ended: QemuEnded | None, error: BaseException | None) -> MachineError:
         if error is None:
-            return explain(Evidence(self.stage, self.console, ended, self._goodbye, self._link_failure))
+            return explain(Evidence(self.stage, self.console, ended, self._goodbye, self._link_failure,
+                                    self._shutdown, self._killed))
         if isinstance(error, MachineError):
             return error
         if isinstance(error, OperationError):
@@ -292,6 +296,8 @@ class Driver:
     def _qmp_event(self, event: QmpEvent) -> None:
         if event.name == "BLOCK_IO_ERROR":
             self._full_disk.event(event)
+        elif event.name == "SHUTDOWN":
+            self._shutdown = str(event.data.get("reason", ""))
 
     def _tell_qemu(self, command: str) -> None:
         """A monitor command whose answer does not matter: events tell what came of it."""

@@ -18,7 +18,9 @@ INTERPRETERS_OWN = {
 }  # fmt: skip
 
 # All in C but struct, which is three lines around _struct.
-AGENTS_OWN = {"_collections", "_ctypes", "_socket", "_struct", "errno", "fcntl", "gc", "select", "struct", "zlib"}
+AGENTS_OWN = {
+    "_collections", "_ctypes", "_socket", "_struct", "errno", "faulthandler", "fcntl", "gc", "select", "struct", "zlib",
+}  # fmt: skip
 
 
 def _imported(statement: str) -> set[str]:

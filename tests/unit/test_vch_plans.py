@@ -137,6 +137,17 @@ def console(text: str) -> Console:
             "boot: QEMU: Could not set up host forwarding rule 'x' (the port is taken: choose another one with -p)",
         ),
         (
+            Evidence(Stage.RUNNING, console(""), QemuEnded(-9, ""), killed="it did not power off within 70 s"),
+            MachineLostError,
+            "run container: guest: it did not power off within 70 s (run it with -D to see the console)",
+        ),
+        (
+            Evidence(Stage.RUNNING, console(""), QemuEnded(0, ""), shutdown="guest-shutdown"),
+            MachineLostError,
+            "run container: guest: a process in it switched the machine off (reboot(2), as in `poweroff -f` or "
+            "`reboot -f`, ends a container without cleaning up)",
+        ),
+        (
             Evidence(Stage.BOOTING, console("[  1.5] last line\n"), QemuEnded(0, "")),
             BootError,
             "boot: guest: powered off without a word; last heard: last line (run it with -D to see the console)",
