@@ -10,7 +10,7 @@ from tether import __version__
 from tether.execute import Place
 from tether.faults import TetherError, fault_of
 from tether.link.endpoint import Endpoint
-from tether.link.events import Readable, Requested, Stopped, Writable
+from tether.link.events import Aborted, Readable, Requested, Stopped, Writable
 from tether.link.hello import TETHER
 from tether.link.messages import (
     FIRST_SESSION_STREAM,
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from tether.hostlink import FixedLine
     from tether.link.events import Event
     from tether.vsockline import VsockLine
+    from tether.worker import Worker
 else:
     import _signal
 
@@ -72,7 +73,8 @@ class Agent:
         self.failure: Fault | None = None
         self._start: tuple[int, Start] | None = None  # the Start that was asked for, and its request
         self._place: Place | None = None
-        self._reaper = Reaper()
+        self.reaper = Reaper()
+        self.workers: dict[int, Worker] = {}  # children that move files, by the session number whose streams they use
         self._sessions: dict[int, Session] = {}
         self._waiting: dict[int, tuple[int, int]] = {}  # sessions asked for -> request to answer, when (us)
         self._kills_before: dict[int, int] = {}  # session -> count of OOM kills when it began
@@ -126,7 +128,7 @@ class Agent:
             primary.signal(stop_signal)
             self._run(lambda: primary.over, grace_ms / 1000)
         kill_everybody()
-        self._run(lambda: self._reaper.childless and all(item.drained for item in self._sessions.values()), KILL_S)
+        self._run(lambda: self.reaper.childless and all(item.drained for item in self._sessions.values()), KILL_S)
 
     def abandon(self, fault: Fault) -> None:
         """Something has failed: answers the Start that was not done (not one that was answered), ends every process."""
@@ -158,10 +160,11 @@ class Agent:
         """Something has happened on the link."""
         if isinstance(event, Requested):
             self._requested(event.id, event.message)
-        elif isinstance(event, (Readable, Writable, Stopped)):
-            session = self._sessions.get((event.stream - FIRST_SESSION_STREAM) // STREAMS_PER_SESSION)
-            if session is not None:
-                session.stream_is_ready(event.stream)
+        elif isinstance(event, (Readable, Writable, Stopped, Aborted)):
+            number = (event.stream - FIRST_SESSION_STREAM) // STREAMS_PER_SESSION
+            user = self._sessions.get(number) or self.workers.get(number)
+            if user is not None:
+                user.stream_is_ready(event.stream)
 
     def _signals_arrived(self, _ready: int) -> None:
         numbers = os.read(self._arrived, SIGNAL_BYTES)
@@ -172,7 +175,7 @@ class Agent:
             self._reap()
 
     def _reap(self) -> None:
-        if self._reaper.collect():
+        if self.reaper.collect():
             self.reactor.soon(self._reap)  # there may be more: after the others have had their turn
         self._settle()
 
@@ -181,7 +184,13 @@ class Agent:
     def _requested(self, id: int, message: Record) -> None:
         """Every request gets an answer; what goes wrong with it is one."""
         try:
-            self._requests[type(message)](id, message)
+            take = self._requests.get(type(message))
+            if take is None:
+                from tether.late import take_late
+
+                take_late(self, id, message)
+            else:
+                take(id, message)
         except (TetherError, OSError) as error:
             self.endpoint.answer(id, fault_of(type(message).__name__.lower(), error))
 
@@ -193,11 +202,8 @@ class Agent:
 
     def _take_exec(self, id: int, message: Record) -> None:
         assert isinstance(message, Exec)
-        if self._place is None or PRIMARY in self._waiting or self._sessions[PRIMARY].over:
-            raise TetherError("container", "is not running")
-        if message.session in self._sessions or not PRIMARY < message.session <= MAX_SESSION:
-            raise TetherError(f"session {message.session}", "is taken, or no number for an exec",
-                              hint=f"give every exec a number of its own, from 1 to {MAX_SESSION}")
+        _ = self.place
+        self.check_number(message.session)
         self._begin(message.session, id, message.process)
 
     def _take_signal(self, id: int, message: Record) -> None:
@@ -220,6 +226,19 @@ class Agent:
 
     # sessions
 
+    @property
+    def place(self) -> Place:
+        """Where processes start.  Raises TetherError if the container does not run (any more, or yet)."""
+        if self._place is None or PRIMARY in self._waiting or self._sessions[PRIMARY].over:
+            raise TetherError("container", "is not running")
+        return self._place
+
+    def check_number(self, number: int) -> None:
+        """Raises TetherError if this is no number for an exec or a transfer of files, or is taken."""
+        if number in self._sessions or number in self.workers or not PRIMARY < number <= MAX_SESSION:
+            raise TetherError(f"session {number}", "is taken, or no number for an exec",
+                              hint=f"give every exec a number of its own, from 1 to {MAX_SESSION}")
+
     def _session(self, number: int) -> Session:
         if number not in self._sessions:
             raise TetherError(f"session {number}", "does not exist")
@@ -230,7 +249,7 @@ class Agent:
         session = Session(number, self._session_started, self._session_changed)
         self._kills_before[number] = oom_kills()
         began = now_us()
-        session.start(self.reactor, self.endpoint, self._reaper, self._place, process)
+        session.start(self.reactor, self.endpoint, self.reaper, self._place, process)
         self._sessions[number], self._waiting[number] = session, (request, began)
 
     def _session_started(self, session: Session, fault: Fault | None) -> None:
@@ -248,7 +267,7 @@ class Agent:
 
     def _session_changed(self, session: Session) -> None:
         """A process is gone, or its output complete.  With the primary one everything ends."""
-        if session.number == PRIMARY and not self._reaper.childless:
+        if session.number == PRIMARY and not self.reaper.childless:
             kill_everybody()
         self._settle()
 
@@ -264,7 +283,7 @@ class Agent:
                     self._tell_end(session)
                     if session.drained:
                         self._forget(session)
-                elif self._reaper.childless and session.drained:
+                elif self.reaper.childless and session.drained:
                     self._tell_end(session)
 
     def _tell_end(self, session: Session) -> None:

@@ -32,6 +32,7 @@ from tether.link.frame import (
     build,
 )
 from tether.link.hello import APPLIANCE, TETHER, Hello, Resume, hello_of, pack, read_hello, read_resume
+from tether.link.late_messages import LATE_ANSWERS, LATE_EVENTS, LATE_REQUESTS, FileStat, Stat
 from tether.link.limits import Limits
 from tether.link.messages import (
     ANSWERS,
@@ -116,10 +117,12 @@ MESSAGES: list[tuple[int, int, Record]] = [
     (REQUEST, 4, Resize(session=0, rows=24, columns=80)),
     (REQUEST, 5, Shutdown(grace_ms=10000, reason="stop")),
     (REQUEST, 6, Ping()),
+    (REQUEST, 7, Stat(path=b"/etc/\xff")),
     (ANSWER, 1, Started(pid=42, phases=PHASES, resident_kib=9000)),
     (ANSWER, 2, FAULT),
     (ANSWER, 3, Done()),
     (ANSWER, 6, Pong(monotonic_ns=123456789, realtime_ns=1_700_000_000_000_000_000)),
+    (ANSWER, 7, FileStat(name=b"\xff", mode=0o120777, size=3, mtime_ns=-1, uid=1, gid=2, link=b"../a", target=b"/a")),
     (EVENT, 0, Ready(version="0.1.0", kernel="6.1.0", phases=PHASES)),
     (EVENT, 0, Ended(session=0, state=Exited(code=3))),
     (EVENT, 0, Ended(session=1, state=Signalled(number=9, core=True), oom_killed=True)),
@@ -211,7 +214,8 @@ def test_what_was_published_is_understood(generation: int) -> None:
 
 def test_every_message_has_an_example() -> None:
     shown = {type(message).__name__ for _, _, message in MESSAGES}
-    assert shown == REQUESTS.keys() | EVENTS.keys() | {cls.__name__ for cls in ANSWERS.values()} | {"Fault"}
+    answers = {cls.__name__ for cls in (ANSWERS | LATE_ANSWERS).values()}
+    assert shown == (REQUESTS | LATE_REQUESTS).keys() | (EVENTS | LATE_EVENTS).keys() | answers | {"Fault"}
 
 
 def test_every_field_is_shown() -> None:

@@ -64,10 +64,18 @@ def read_message(body: bytes) -> tuple[int, int, Record]:
 
 
 def _message(kind: int, name: str, plain: "Any") -> Record:
-    cls = _TYPES[kind].get(name)
+    cls = _TYPES[kind].get(name) or _late_type(kind, name)
     if cls is None:
         return Unreadable(type=name, why=f"unknown {_KINDS[kind]}")
     try:
         return decode(cls, plain)
     except SchemaError as error:
         return Unreadable(type=name, why=str(error))
+
+
+def _late_type(kind: int, name: str) -> "type[Record] | None":
+    from tether.link.late_messages import LATE_ANSWERS, LATE_EVENTS, LATE_REQUESTS
+
+    if kind == ANSWER:
+        return next((cls for cls in LATE_ANSWERS.values() if cls.__name__ == name), None)
+    return (LATE_REQUESTS if kind == REQUEST else LATE_EVENTS).get(name)

@@ -89,10 +89,19 @@ class Messenger:
     def _checked(self, id: int, message: "Record") -> "Record":
         """The answer, or a Fault if it is not of the type that its request calls for."""
         asked = self.pending.pop(id, None)
-        expected = ANSWERS.get(asked or "")
+        expected = answer_to(asked or "")
         if isinstance(message, Fault) or (expected is not None and isinstance(message, expected)):
             return message
         if asked is None and not isinstance(message, Unreadable):
             return message  # to a request of a predecessor, or one that was forgotten
         why = message.why if isinstance(message, Unreadable) else f"answered with {type(message).__name__}"
         return Fault(step=asked or "answer", object="link", text=why, errno="EPROTO", maybe_done=True)
+
+
+def answer_to(request: str) -> "type[Record] | None":
+    """The record that answers a request of this type, unless a Fault does."""
+    if request in ANSWERS:
+        return ANSWERS[request]
+    from tether.link.late_messages import LATE_ANSWERS
+
+    return LATE_ANSWERS.get(request)
