@@ -58,7 +58,7 @@ class Boot:
         with step("take identity"):
             take_identity(spec.identity)
         with step("check spec"):
-            self.container = container = Container(spec)
+            self.container = agent.container = container = Container(spec)
         with step("mount layers"):
             container.mount_layers()
         with step("mount writable disk"):
@@ -70,8 +70,9 @@ class Boot:
         with step("mount volumes"):
             container.mount_volumes()
         with step("configure network"):
-            container.configure_network()
+            container.configure_network(agent.reactor)
         agent.start_primary(container.place, spec.process)
+        container.announce(agent.reactor)
 
         shutdown = agent.serve()
         agent.stop_sessions(spec.stop_signal, shutdown.grace_ms)
@@ -83,6 +84,7 @@ class Boot:
         if agent is not None and fault is not None:
             self._try("stop sessions", lambda: agent.abandon(fault))
         if container is not None:
+            self._try("leave network", container.leave_network)
             self._try("unmount", container.unmount)
         self._try("say goodbye", lambda: self._farewell(reason, fault))
 

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     import signal as _signal
     from collections.abc import Callable
 
+    from tether.container import Container
     from tether.hostlink import FixedLine
     from tether.link.events import Event
     from tether.vsockline import VsockLine
@@ -73,6 +74,7 @@ class Agent:
         self.failure: Fault | None = None
         self._start: tuple[int, Start] | None = None  # the Start that was asked for, and its request
         self._place: Place | None = None
+        self.container: Container | None = None  # what the spec describes, as soon as that is checked
         self.reaper = Reaper()
         self.workers: dict[int, Worker] = {}  # children that move files, by the session number whose streams they use
         self._sessions: dict[int, Session] = {}

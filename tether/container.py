@@ -12,6 +12,12 @@ from tether.spec import Spec
 from tether.syscalls import MNT_DETACH, MS_RDONLY, MS_REMOUNT, mount, umount
 from tether.terminal import open_devpts
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from tether.link.reactor import Reactor
+    from tether.livenet import LiveNetwork
+
+ANNOUNCE_S = 0.1  # after the start: by then the process has been executed
 MAX_HOSTNAME = 64  # __NEW_UTS_LEN of linux/utsname.h
 
 
@@ -24,6 +30,7 @@ class Container:
         self.spec = spec
         self.plan = root.plan_root(spec.root)
         self._root = self._devpts = -1
+        self._live: LiveNetwork | None = None
         self._writable: list[str] = []  # mounted disks that may hold data
 
     def mount_layers(self) -> None:
@@ -52,9 +59,29 @@ class Container:
         if self.spec.root.read_only:
             root.seal(self._root)
 
-    def configure_network(self) -> None:
-        """Names the host, switches interfaces on, adds addresses and routes."""
-        network.configure(self.spec.network)
+    def configure_network(self, reactor: "Reactor") -> None:
+        """Names the host, switches interfaces on, adds addresses and routes; waits until they are usable."""
+        slow = network.configure(self.spec.network)
+        if slow:
+            self.live_network(reactor).settle(slow)
+
+    def live_network(self, reactor: "Reactor") -> "LiveNetwork":
+        """What changes the network from now on; most containers never ask for it."""
+        if self._live is None:
+            from tether.livenet import LiveNetwork
+
+            self._live = LiveNetwork(self.spec.network, reactor, volumes.NAMES)
+        return self._live
+
+    def announce(self, reactor: "Reactor") -> None:
+        """Tells the neighbours which addresses are here, soon: the container need not wait for that."""
+        if any(interface.announce for interface in self.spec.network.interfaces):
+            reactor.call_later(ANNOUNCE_S, lambda: self.live_network(reactor).announce())
+
+    def leave_network(self) -> None:
+        """Gives leases back."""
+        if self._live is not None:
+            self._live.close()
 
     @property
     def place(self) -> Place:

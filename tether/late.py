@@ -38,6 +38,16 @@ def _stat(agent: "Agent", id: int, message: Record) -> None:
     Worker("stat", work).start(agent, id)
 
 
+def _network(agent: "Agent", id: int, message: Record) -> None:
+    from tether.netrequests import take
+
+    take(agent, id, message)
+
+
 _TAKERS: "dict[type[Record], Callable[[Agent, int, Record], None]]" = {
     late_messages.Stat: _stat,
+    late_messages.AddInterface: _network,
+    late_messages.RemoveInterface: _network,
+    late_messages.SetNames: _network,
+    late_messages.Announce: _network,
 }

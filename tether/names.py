@@ -19,6 +19,7 @@ def hosts_text(network: Network) -> bytes:
     """/etc/hosts: what every Linux has, the container's own addresses, then what the spec adds."""
     lines = list(_FIXED_HOSTS)
     own = f"{network.hostname}.{network.domainname} {network.hostname}" if network.domainname else network.hostname
+    own = " ".join((own, *network.aliases))
     for interface in network.interfaces:
         lines += [f"{address.partition('/')[0]}\t{own}" for address in interface.addresses]
     lines += [f"{host.address}\t{' '.join(host.names)}" for host in network.hosts]

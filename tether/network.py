@@ -2,12 +2,23 @@
 
 import errno
 import os
-from _socket import if_nametoindex, sethostname
+from _socket import AF_INET6, if_nametoindex, sethostname
 
 from tether import files
-from tether.rtnetlink import Request, add_address, add_default_route, carry_out, link_up
-from tether.spec import Interface, Network
-from tether.uevents import wait_for
+from tether.faults import TetherError
+from tether.rtnetlink import (
+    DEFAULT_ROUTE,
+    Request,
+    add_address,
+    add_route,
+    carry_out,
+    link_up,
+    network_of,
+    parse_address,
+    parse_cidr,
+)
+from tether.spec import Interface, Network, Route
+from tether.uevents import DEADLINE_S, missing, wait_for
 
 _NET = "/sys/class/net"
 _LOOPBACK = "lo"
@@ -19,35 +30,71 @@ SETTINGS = (
 )
 
 
-def configure(network: Network) -> None:
-    """Names the host, switches its interfaces on and gives them addresses and routes."""
+def configure(network: Network) -> tuple[Interface, ...]:
+    """Names the host, switches its interfaces on and gives them addresses and routes.
+
+    Gives those whose addresses take time to be usable, by DHCP or because duplicates are asked for: tether.livenet
+    sees to them.
+    """
     sethostname(network.hostname)
     if network.domainname:
         files.write("/proc/sys/kernel/domainname", network.domainname.encode())
     for path, value in SETTINGS:
         files.write(path, value)
     requests = [link_up(if_nametoindex(_LOOPBACK), _LOOPBACK)]
+    slow = []
     for interface in network.interfaces:
-        requests += plan(interface, find_interface(interface.mac))
+        if interface.dhcp or interface.check_duplicates:
+            slow.append(interface)
+        else:
+            name = find_interface(interface.mac)
+            requests += addressing(interface, name)
+            requests += routing(interface, name)
     carry_out(requests)
+    return tuple(slow)
 
 
-def plan(interface: Interface, name: str) -> list[Request]:
-    """The requests for one interface, in the order in which each is possible."""
+def addressing(interface: Interface, name: str) -> list[Request]:
+    """The requests that switch an interface on and give it its addresses."""
     index = if_nametoindex(name)
-    requests = [link_up(index, name, interface.mtu)]
-    requests += [add_address(index, name, cidr) for cidr in interface.addresses]
-    requests += [add_default_route(index, name, gateway) for gateway in (interface.gateway4, interface.gateway6)
-                 if gateway]
-    return requests
+    nodad = not interface.check_duplicates
+    addresses = [add_address(index, name, cidr, nodad) for cidr in interface.addresses]
+    return [link_up(index, name, interface.mtu), *addresses]
+
+
+def routing(interface: Interface, name: str) -> list[Request]:
+    """The requests for its routes; the addresses must be usable."""
+    index = if_nametoindex(name)
+    routes = [Route(destination=DEFAULT_ROUTE, gateway=gateway)
+              for gateway in (interface.gateway4, interface.gateway6) if gateway]
+    return [add_route(index, name, route, bool(route.gateway) and not near(route.gateway, interface.addresses))
+            for route in (*routes, *interface.routes)]
+
+
+def near(gateway: str, addresses: tuple[str, ...]) -> bool:
+    """Whether a gateway is in the network of one of these addresses (or an address of every link, fe80::/10)."""
+    family, wanted = parse_address(gateway)
+    if family == AF_INET6 and wanted[0] == 0xFE and wanted[1] & 0xC0 == 0x80:
+        return True
+    for cidr in addresses:
+        kind, address, length = parse_cidr(cidr)
+        if kind == family and network_of(address, length) == network_of(wanted, length):
+            return True
+    return False
 
 
 def find_interface(mac: str) -> str:
     """The name of the interface with this MAC address, awaited.  Raises TetherError that says which there are."""
-    return wait_for(f"network interface {mac}", lambda: _by_mac(mac.lower()), _inventory)
+    return wait_for(f"network interface {mac}", lambda: interface_by_mac(mac.lower()), _inventory)
 
 
-def _by_mac(mac: str) -> str | None:
+def not_found(mac: str) -> TetherError:
+    """What to say of an interface that does not come."""
+    return missing(f"network interface {mac}", DEADLINE_S, _inventory())
+
+
+def interface_by_mac(mac: str) -> str | None:
+    """The name of the interface with this MAC address (in lower case), or None."""
     return next((name for name, address in _interfaces() if address == mac), None)
 
 

@@ -1,16 +1,19 @@
 """Configuring the network by netlink messages packed by hand: rtnetlink(7), linux/rtnetlink.h, linux/if_addr.h.
 
 pyroute2 is the library for it, and costs 300 million instructions to import (2.7 s of a cold boot without KVM); the
-messages of a static configuration cost 2.  What changes while the container runs may still use pyroute2: late.
+messages of a static configuration cost 2.  What changes while the container runs uses these too: one way of doing it,
+judged by pyroute2 in the tests (docs/architecture.md has the numbers).
 Numbers are in the machine's byte order, addresses in the network's.
 """
 
+import errno
 import os
 import struct
 from _socket import AF_INET, AF_INET6, AF_NETLINK, SOCK_CLOEXEC, SOCK_RAW, inet_pton, socket
 
 from tether.faults import TetherError
 from tether.link.record import Record
+from tether.spec import Route
 
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length type flags sequence port
 _LINK = struct.Struct("=BxHiII")  # struct ifinfomsg: family type index flags change
@@ -26,9 +29,13 @@ _CREATE_NEW = 0x400 | 0x200  # NLM_F_CREATE | NLM_F_EXCL
 _IFF_UP = 1
 _IFLA_ADDRESS, _IFLA_MTU = 1, 4
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
-_IFA_F_NODAD = 2  # usable at once: the host that gave the address knows that nobody else has it
-_RTA_OIF, _RTA_GATEWAY = 4, 5
-_TABLE_MAIN, _PROTOCOL_BOOT, _SCOPE_UNIVERSE, _TYPE_UNICAST = 254, 3, 0, 1
+_IFA_F_NODAD = 2
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
+_TABLE_MAIN, _PROTOCOL_BOOT, _SCOPE_UNIVERSE, _SCOPE_LINK, _TYPE_UNICAST = 254, 3, 0, 253, 1
+_RTNH_F_ONLINK = 4  # the gateway is on this link although no address of ours says so
+DEFAULT_ROUTE = "default"
+_DELETED = 1  # RTM_DELADDR is RTM_NEWADDR + 1, and so on
+_GONE = (errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENODEV)  # what is to be taken back is not there any more
 _REPLY_BYTES = 65536
 _TIMEOUT = struct.pack("ll", 5, 0)  # struct timeval; the kernel answers at once
 _SOL_SOCKET, _SO_RCVTIMEO = 1, 20
@@ -51,6 +58,12 @@ def link_up(index: int, name: str, mtu: int = 0) -> Request:
                    body=_LINK.pack(0, 0, index, _IFF_UP, _IFF_UP) + attributes)
 
 
+def set_mtu(index: int, name: str, mtu: int) -> Request:
+    """Sets the largest packet of an interface, in bytes."""
+    return Request(what=f"MTU {mtu} on {name}", kind=_RTM_NEWLINK, flags=_REQUEST_ACK,
+                   body=_LINK.pack(0, 0, index, 0, 0) + _attribute(_IFLA_MTU, struct.pack("=I", mtu)))
+
+
 def set_mac(index: int, name: str, mac: str) -> Request:
     """Gives an interface another MAC address ("02:00:00:00:00:01"): a clone has its template's.  It may be on.
 
@@ -67,26 +80,55 @@ def set_mac(index: int, name: str, mac: str) -> Request:
                    body=_LINK.pack(0, 0, index, 0, 0) + _attribute(_IFLA_ADDRESS, address))
 
 
-def add_address(index: int, name: str, cidr: str) -> Request:
-    """Gives an interface an address in CIDR notation.  Raises TetherError if it is none."""
+def add_address(index: int, name: str, cidr: str, nodad: bool = True) -> Request:
+    """Gives an interface an address in CIDR notation.  Raises TetherError if it is none.
+
+    `nodad`: an IPv6 address is usable at once, because whoever gave it knows that nobody else has it.
+    """
     family, address, prefix = parse_cidr(cidr)
     attributes = _attribute(_IFA_LOCAL, address) + _attribute(_IFA_ADDRESS, address)
     flags = 0
     if family == AF_INET6:
-        flags = _IFA_F_NODAD
+        flags = _IFA_F_NODAD if nodad else 0
     elif prefix < 31:  # RFC 3021: a /31 has no broadcast address
         attributes += _attribute(_IFA_BROADCAST, broadcast(address, prefix))
     return Request(what=f"address {cidr} on {name}", kind=_RTM_NEWADDR, flags=_REQUEST_ACK | _CREATE_NEW,
                    body=_ADDRESS.pack(family, prefix, flags, _SCOPE_UNIVERSE, index) + attributes)
 
 
-def add_default_route(index: int, name: str, gateway: str) -> Request:
-    """Sends everything that has no other way to `gateway`.  Raises TetherError if it is no address."""
-    family, address = parse_address(gateway)
-    attributes = _attribute(_RTA_GATEWAY, address) + _attribute(_RTA_OIF, struct.pack("=I", index))
-    head = _ROUTE.pack(family, 0, 0, 0, _TABLE_MAIN, _PROTOCOL_BOOT, _SCOPE_UNIVERSE, _TYPE_UNICAST, 0)
-    return Request(what=f"default route by {gateway} on {name}", kind=_RTM_NEWROUTE,
-                   flags=_REQUEST_ACK | _CREATE_NEW, body=head + attributes)
+def link_down(index: int, name: str) -> Request:
+    """Switches an interface off."""
+    return Request(what=f"switch off {name}", kind=_RTM_NEWLINK, flags=_REQUEST_ACK,
+                   body=_LINK.pack(0, 0, index, 0, _IFF_UP))
+
+
+def add_route(index: int, name: str, route: Route, on_link: bool = False) -> Request:
+    """Sends what goes to `route.destination` over this interface.  Raises TetherError if something is no address.
+
+    `on_link`: the gateway is reachable on this link although it is in the network of none of our addresses.
+    """
+    what = f"route to {route.destination}" + (f" by {route.gateway}" if route.gateway else "") + f" on {name}"
+    attributes, family, gateway = _attribute(_RTA_OIF, struct.pack("=I", index)), 0, b""
+    if route.gateway:
+        family, gateway = parse_address(route.gateway)
+        attributes += _attribute(_RTA_GATEWAY, gateway)
+    length = 0
+    if route.destination != DEFAULT_ROUTE:
+        kind, destination, length = parse_cidr(route.destination)
+        if family not in (0, kind):
+            raise TetherError(what, "destination and gateway are of different families")
+        family = kind
+        attributes += _attribute(_RTA_DST, network_of(destination, length)) if length else b""
+    elif not gateway:
+        raise TetherError(what, "has no gateway", hint="write 0.0.0.0/0 or ::/0 for a default route without one")
+    if route.metric:
+        attributes += _attribute(_RTA_PRIORITY, struct.pack("=I", route.metric))
+    if route.source:
+        attributes += _attribute(_RTA_PREFSRC, parse_address(route.source)[1])
+    scope = _SCOPE_LINK if family == AF_INET and not gateway else _SCOPE_UNIVERSE
+    head = _ROUTE.pack(family, length, 0, 0, _TABLE_MAIN, _PROTOCOL_BOOT, scope, _TYPE_UNICAST,
+                       _RTNH_F_ONLINK if on_link else 0)
+    return Request(what=what, kind=_RTM_NEWROUTE, flags=_REQUEST_ACK | _CREATE_NEW, body=head + attributes)
 
 
 def parse_cidr(cidr: str) -> tuple[int, bytes, int]:
@@ -106,6 +148,12 @@ def parse_address(text: str) -> tuple[int, bytes]:
         return family, inet_pton(family, text)
     except OSError as error:
         raise TetherError("spec.network", f"{text!r} is not an address") from error
+
+
+def network_of(address: bytes, prefix: int) -> bytes:
+    """An address with the bits after its prefix cleared."""
+    bits = 8 * len(address) - prefix
+    return (int.from_bytes(address, "big") >> bits << bits).to_bytes(len(address), "big")
 
 
 def broadcast(address: bytes, prefix: int) -> bytes:
@@ -132,16 +180,35 @@ def replies(data: bytes) -> list[tuple[int, int]]:
 
 def carry_out(requests: list[Request]) -> None:
     """Sends all of them at once and waits for what the kernel says.  Raises TetherError for the first that failed."""
+    for request, failure in _asked(requests):
+        if failure:
+            raise TetherError(request.what, os.strerror(failure), failure)
+
+
+def take_back(requests: list[Request]) -> None:
+    """Removes the addresses and routes that these requests added, the last one first.
+
+    Those that are gone already are passed over: a container may change its network as it likes.
+    """
+    undoing = [request.but(what=f"remove {request.what}", kind=request.kind + _DELETED, flags=_REQUEST_ACK)
+               for request in reversed(requests) if request.kind in (_RTM_NEWADDR, _RTM_NEWROUTE)]
+    for request, failure in _asked(undoing):
+        if failure and failure not in _GONE:
+            raise TetherError(request.what, os.strerror(failure), failure)
+
+
+def _asked(requests: list[Request]) -> list[tuple[Request, int]]:
+    """What the kernel says to each: errno or 0, in the order of its answers."""
+    if not requests:
+        return []
     channel = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, _NETLINK_ROUTE)
     try:
         channel.setsockopt(_SOL_SOCKET, _SO_RCVTIMEO, _TIMEOUT)
         channel.send(b"".join(packed(request, number) for number, request in enumerate(requests)))
-        outstanding = len(requests)
-        while outstanding:
-            for number, failure in replies(channel.recv(_REPLY_BYTES)):
-                outstanding -= 1
-                if failure:
-                    raise TetherError(requests[number].what, os.strerror(failure), failure)
+        answers: list[tuple[int, int]] = []
+        while len(answers) < len(requests):
+            answers += replies(channel.recv(_REPLY_BYTES))
+        return [(requests[number], failure) for number, failure in answers]
     finally:
         channel.close()
 

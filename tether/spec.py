@@ -56,14 +56,35 @@ class Tmpfs(Record):
     options: str = ""
 
 
+class Route(Record):
+    """Where to send what goes to `destination`: CIDR notation, or "default" (of the gateway's family).
+
+    Without `gateway` the destination is on the link itself.  `source` is the address of ours to send from.
+    """
+
+    destination: str
+    gateway: str = ""
+    metric: int = 0
+    source: str = ""
+
+
 class Interface(Record):
-    """A network interface found by its MAC address; addresses in CIDR notation ("10.0.2.15/24")."""
+    """A network interface found by its MAC address; addresses in CIDR notation ("10.0.2.15/24").
+
+    `dhcp` asks a DHCPv4 server for an address, routes, name servers and search domains; what stands here counts more.
+    `check_duplicates` lets the kernel ask whether another machine has an IPv6 address before it is used (RFC 4862).
+    `announce` tells the neighbours, right after the start, that these addresses are here now.
+    """
 
     mac: str
     addresses: tuple[str, ...] = ()
     gateway4: str = ""
     gateway6: str = ""
     mtu: int = 0
+    routes: tuple[Route, ...] = ()
+    dhcp: bool = False
+    check_duplicates: bool = False
+    announce: bool = True
 
 
 class Host(Record):
@@ -74,7 +95,7 @@ class Host(Record):
 
 
 class Network(Record):
-    """Name, interfaces and resolver of the container."""
+    """Name, interfaces and resolver of the container.  `aliases` are more names of it, for its own hosts file."""
 
     hostname: str
     domainname: str = ""
@@ -83,6 +104,7 @@ class Network(Record):
     search: tuple[str, ...] = ()
     resolver_options: tuple[str, ...] = ()
     hosts: tuple[Host, ...] = ()
+    aliases: tuple[str, ...] = ()
 
 
 class Terminal(Record):

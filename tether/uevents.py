@@ -44,7 +44,12 @@ def wait_for(what: str, probe: "Callable[[], T | None]", hint: "Callable[[], str
             _drain(events)
     finally:
         events.close()
-    raise TetherError(what, f"did not appear within {seconds:g} s", errno.ENODEV, hint())
+    raise missing(what, seconds, hint())
+
+
+def missing(what: str, seconds: float, hint: str) -> TetherError:
+    """What to say of a device that does not come; `hint` says what is there instead."""
+    return TetherError(what, f"did not appear within {seconds:g} s", errno.ENODEV, hint)
 
 
 def _drain(events: socket) -> None:

@@ -32,7 +32,18 @@ from tether.link.frame import (
     build,
 )
 from tether.link.hello import APPLIANCE, TETHER, Hello, Resume, hello_of, pack, read_hello, read_resume
-from tether.link.late_messages import LATE_ANSWERS, LATE_EVENTS, LATE_REQUESTS, FileStat, Stat
+from tether.link.late_messages import (
+    LATE_ANSWERS,
+    LATE_EVENTS,
+    LATE_REQUESTS,
+    AddInterface,
+    Announce,
+    FileStat,
+    InterfaceUp,
+    RemoveInterface,
+    SetNames,
+    Stat,
+)
 from tether.link.limits import Limits
 from tether.link.messages import (
     ANSWERS,
@@ -65,6 +76,7 @@ from tether.spec import (
     Network,
     Process,
     Root,
+    Route,
     Spec,
     Terminal,
     Tmpfs,
@@ -96,17 +108,32 @@ SPEC = Spec(
         domainname="example.org",
         interfaces=(
             Interface(mac="02:00:00:00:00:01", addresses=("10.0.2.15/24",), gateway4="10.0.2.2", mtu=1400),
-            Interface(mac="02:00:00:00:00:02", addresses=("fec0::15/64",), gateway6="fec0::2"),
+            Interface(mac="02:00:00:00:00:02", addresses=("fec0::15/64",), gateway6="fec0::2", check_duplicates=True),
+            Interface(
+                mac="02:00:00:00:00:03",
+                routes=(Route(destination="10.1.0.0/16", gateway="10.0.0.1", metric=5, source="10.0.0.9"),),
+                dhcp=True,
+                announce=False,
+            ),
         ),
         nameservers=("10.0.2.3",),
         search=("example.org",),
         resolver_options=("ndots:1",),
         hosts=(Host(address="10.0.2.2", names=("gateway",)),),
+        aliases=("www",),
     ),
     process=PROCESS,
     volumes=(Volume(disk=Disk(file="vol.img"), path=b"/data", read_only=True, no_copy=True),),
     tmpfs=(Tmpfs(path=b"/tmp", options="size=64m"),),
     stop_signal=3,
+)
+NIC = Interface(mac="02:00:00:00:00:04", dhcp=True)
+NAMES = SetNames(
+    aliases=("www",),
+    hosts=(Host(address="10.0.2.2", names=("gateway", "gw")),),
+    nameservers=("10.0.2.3",),
+    search=("example.org",),
+    resolver_options=("ndots:1",),
 )
 PHASES = (Phase(name="mount", start_us=1000, took_us=250),)
 
@@ -118,11 +145,16 @@ MESSAGES: list[tuple[int, int, Record]] = [
     (REQUEST, 5, Shutdown(grace_ms=10000, reason="stop")),
     (REQUEST, 6, Ping()),
     (REQUEST, 7, Stat(path=b"/etc/\xff")),
+    (REQUEST, 8, AddInterface(interface=NIC)),
+    (REQUEST, 9, RemoveInterface(mac=NIC.mac)),
+    (REQUEST, 10, NAMES),
+    (REQUEST, 11, Announce()),
     (ANSWER, 1, Started(pid=42, phases=PHASES, resident_kib=9000)),
     (ANSWER, 2, FAULT),
     (ANSWER, 3, Done()),
     (ANSWER, 6, Pong(monotonic_ns=123456789, realtime_ns=1_700_000_000_000_000_000)),
     (ANSWER, 7, FileStat(name=b"\xff", mode=0o120777, size=3, mtime_ns=-1, uid=1, gid=2, link=b"../a", target=b"/a")),
+    (ANSWER, 8, InterfaceUp(name="eth1", addresses=("10.0.0.9/24",))),
     (EVENT, 0, Ready(version="0.1.0", kernel="6.1.0", phases=PHASES)),
     (EVENT, 0, Ended(session=0, state=Exited(code=3))),
     (EVENT, 0, Ended(session=1, state=Signalled(number=9, core=True), oom_killed=True)),
@@ -236,7 +268,7 @@ def test_every_field_is_shown() -> None:
 
     for _, _, message in MESSAGES:
         visit(message)
-    parts: set[type[Record]] = {Spec, Root, Network, Interface, Volume, Disk, Layer}
+    parts: set[type[Record]] = {Spec, Root, Network, Interface, Route, Volume, Disk, Layer}
     for cls in parts | {type(message) for _, _, message in MESSAGES}:
         missing += [(cls.__name__, name) for name in cls._fields if name not in seen[cls.__name__]]
     assert not missing

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
-from tether import rtnetlink
+from tether import network, rtnetlink
 from tether.faults import TetherError
+from tether.spec import Route
 
 
 def _parsed(request: rtnetlink.Request) -> Any:
@@ -62,14 +63,55 @@ def test_address_of_version_6_is_usable_at_once() -> None:
     message = _parsed(rtnetlink.add_address(3, "eth0", "fd00::5/64"))
     assert (message["family"], message["prefixlen"], message["flags"]) == (10, 64, 2)
     assert _attributes(message)["IFA_ADDRESS"] == "fd00::5"
+    assert _parsed(rtnetlink.add_address(3, "eth0", "fd00::5/64", nodad=False))["flags"] == 0
 
 
 @pytest.mark.parametrize(("gateway", "family"), [("10.0.2.2", 2), ("fe80::1", 10)])
 def test_default_route(gateway: str, family: int) -> None:
-    message = _parsed(rtnetlink.add_default_route(3, "eth0", gateway))
+    message = _parsed(rtnetlink.add_route(3, "eth0", Route(destination="default", gateway=gateway)))
     assert message["event"] == "RTM_NEWROUTE"
     assert (message["family"], message["dst_len"], message["table"], message["type"]) == (family, 0, 254, 1)
+    assert message["flags"] == 0
     assert _attributes(message) == {"RTA_GATEWAY": gateway, "RTA_OIF": 3}
+
+
+def test_route_with_everything() -> None:
+    route = Route(destination="10.7.9.9/16", gateway="192.0.2.1", metric=50, source="10.0.2.15")
+    message = _parsed(rtnetlink.add_route(3, "eth0", route, on_link=True))
+    assert (message["dst_len"], message["scope"], message["flags"]) == (16, 0, 4)
+    assert _attributes(message) == {
+        "RTA_OIF": 3, "RTA_GATEWAY": "192.0.2.1", "RTA_DST": "10.7.0.0", "RTA_PRIORITY": 50, "RTA_PREFSRC": "10.0.2.15"}
+
+
+def test_route_on_the_link_itself() -> None:
+    message = _parsed(rtnetlink.add_route(3, "eth0", Route(destination="10.7.0.0/16")))
+    assert message["scope"] == 253
+    assert _attributes(message) == {"RTA_OIF": 3, "RTA_DST": "10.7.0.0"}
+
+
+@pytest.mark.parametrize("route", [
+    Route(destination="default"),
+    Route(destination="10.0.0.0/8", gateway="fe80::1"),
+    Route(destination="10.0.0.0", gateway="10.0.0.1"),
+    Route(destination="10.0.0.0/8", gateway="x"),
+    Route(destination="10.0.0.0/8", source="x"),
+])  # fmt: skip
+def test_what_is_no_route(route: Route) -> None:
+    with pytest.raises(TetherError):
+        rtnetlink.add_route(3, "eth0", route)
+
+
+@pytest.mark.parametrize(("gateway", "addresses", "is_near"), [
+    ("10.0.2.2", ("10.0.2.15/24",), True),
+    ("10.0.3.2", ("10.0.2.15/24",), False),
+    ("10.0.3.2", ("fd00::1/64", "10.0.2.15/23"), True),
+    ("10.0.2.2", ("10.0.2.15/32",), False),
+    ("fe80::1", (), True),
+    ("fd00::2", ("fd00::1/64",), True),
+    ("fd01::2", ("fd00::1/64", "10.0.2.15/0"), False),
+])  # fmt: skip
+def test_gateways_that_are_near(gateway: str, addresses: tuple[str, ...], is_near: bool) -> None:
+    assert network.near(gateway, addresses) is is_near
 
 
 @pytest.mark.parametrize("cidr", ["10.0.2.15", "10.0.2.15/33", "10.0.2/24", "fd00::/129", "x/24", "10.0.2.15/-1"])

@@ -7,7 +7,9 @@ Requests that move bytes name a session number of their own, which no exec has; 
 output what comes out of the guest, the standard input what goes in.
 """
 
+from tether.link.messages import Done
 from tether.link.record import Record
+from tether.spec import Host, Interface
 
 
 class Stat(Record):
@@ -33,8 +35,47 @@ class FileStat(Record):
     target: bytes = b""
 
 
-LATE_REQUESTS: dict[str, type[Record]] = {cls.__name__: cls for cls in (Stat,)}
+class AddInterface(Record):
+    """Wait for a NIC with this MAC address, which may not be plugged in yet, and bring it up."""
+
+    interface: Interface
+
+
+class InterfaceUp(Record):
+    """Answer to AddInterface: every address is usable.  `name` is the kernel's, `addresses` those of DHCP too."""
+
+    name: str
+    addresses: tuple[str, ...] = ()
+
+
+class RemoveInterface(Record):
+    """Give its lease back and switch it off: it will be unplugged."""
+
+    mac: str
+
+
+class SetNames(Record):
+    """Change what hosts and resolv.conf say, to this: everything that is meant to stay has to be named again."""
+
+    aliases: tuple[str, ...] = ()
+    hosts: tuple[Host, ...] = ()
+    nameservers: tuple[str, ...] = ()
+    search: tuple[str, ...] = ()
+    resolver_options: tuple[str, ...] = ()
+
+
+class Announce(Record):
+    """Tell the neighbours on every link which addresses are here: after the VM has moved, or was cloned."""
+
+
+LATE_REQUESTS: dict[str, type[Record]] = {
+    cls.__name__: cls for cls in (Stat, AddInterface, RemoveInterface, SetNames, Announce)
+}
 LATE_ANSWERS: dict[str, type[Record]] = {
     "Stat": FileStat,
+    "AddInterface": InterfaceUp,
+    "RemoveInterface": Done,
+    "SetNames": Done,
+    "Announce": Done,
 }
 LATE_EVENTS: dict[str, type[Record]] = {}
