@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vch.qemu import CONSOLE_DEVICE, Accelerator, BootFiles, LinkKind, link_argument
+from vch.qemu import CONSOLE_DEVICE, Accelerator, BootFiles
 
 if TYPE_CHECKING:
     from imagebuild.boot.kernel_cache import Kernel
@@ -36,14 +36,13 @@ PICO_SINGLE = ("acpi=noirq",)
 
 
 def kernel_arguments(
-    kernel: Kernel, accelerator: Accelerator, cpus: int, debug: bool, link: LinkKind = LinkKind.VIRTIO_SERIAL
+    kernel: Kernel, accelerator: Accelerator, cpus: int, debug: bool
 ) -> tuple[str, ...]:
     """The kernel command line."""
     emulated, single = accelerator is Accelerator.TCG, cpus == 1
     return (
         *ALWAYS,
         "tether.debug" if debug else "quiet",
-        *link_argument(link),
         *(EMULATED if emulated else ()),
         *(EMULATED_SINGLE if emulated and single else ()),
         *(PICO_SINGLE if kernel.name == PICO and single else ()),

@@ -185,9 +185,10 @@ class Driver:
         ours, theirs = zip(*(channel() for _ in range(3)), strict=True)
         qmp_end, link_end, console_end = ours
         channels = Channels(*(end.fileno() for end in theirs))
-        command = qemu.command_line(self._config, channels, self._program)
+        config, self._line = self._new_line(link_end)
+        command = qemu.command_line(config, channels, self._program)
         try:
-            self._process = QemuProcess(command, qemu.inherited(self._config, channels))
+            self._process = QemuProcess(command, qemu.inherited(config, channels))
         finally:
             for end in theirs:
                 end.close()
@@ -198,14 +199,20 @@ class Driver:
         self._watch_socket("qmp", qmp_end, self._qmp_data)
         self._qmp_end = qmp_end
         qmp_end.send(self._qmp.transmit())
-        self._line = self._new_line(link_end)
         self._line.serve(self._wire)
 
-    def _new_line(self, link_end: socket.socket) -> HostLine:
-        if self._config.link_path is None:
-            return InheritedLine(link_end)
+    def _new_line(self, link_end: socket.socket) -> tuple[MachineConfig, HostLine]:
+        """The link's line, and what QEMU is told, in which the line may have had a say."""
+        config = self._config
+        if config.link is LinkKind.VSOCK:
+            from vch.vsock.line import vsock_line  # few machines need it
+
+            return vsock_line(config, link_end, lambda: self._closed("link"))
+        if config.link_path is None:
+            return config, InheritedLine(link_end)
         link_end.close()
-        return DialledLine(self._config.link_path, lambda: "process" in self._open, lambda: self._closed("link"))
+        line = DialledLine(config.link_path, lambda: "process" in self._open, lambda: self._closed("link"))
+        return config, line
 
     def _end(self, error: BaseException | None) -> None:
         """QEMU has ended, or we cannot go on."""
@@ -253,6 +260,8 @@ class Driver:
         def ended(_conditions: int) -> None:
             ended_watch.close()
             self._closed("process")
+            if self._line is not None:
+                self._line.machine_ended()
 
         def complained(_conditions: int) -> None:
             if not process.read_stderr():

@@ -3,6 +3,7 @@
     inherited socket pair   there from the start, ends with QEMU
     QEMU listens            dialled, and again whenever the connection ends while QEMU lives: the link survives whoever
                             holds this end of it
+    vsock                   the guest connects, by a device of ours or the host kernel's (vch/vsock)
 
 A line is served from the I/O thread only.
 """
@@ -40,6 +41,9 @@ class HostLine(Protocol):
     def answered(self) -> None:
         """The guest is there."""
 
+    def machine_ended(self) -> None:
+        """QEMU has ended."""
+
     def lost(self) -> bool:
         """The wire has lost its transport.  False if there will not be another one."""
 
@@ -59,6 +63,9 @@ class InheritedLine:
 
     def answered(self) -> None:
         """Nothing follows from it."""
+
+    def machine_ended(self) -> None:
+        """The socket pair says so too, behind everything else."""
 
     def lost(self) -> bool:
         return False
@@ -81,6 +88,9 @@ class DialledLine:
 
     def answered(self) -> None:
         self._patience = FIRST_PATIENCE_SECONDS
+
+    def machine_ended(self) -> None:
+        """The next dial finds it out."""
 
     def lost(self) -> bool:
         assert self._wire is not None

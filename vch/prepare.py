@@ -68,7 +68,7 @@ def _boot(
     verdict = accel.choose(settings.accelerator, settings.state, kernel.pvh or kernel.image, program)
     debug(f"accelerator {verdict.accelerator.value}: {verdict.reason}")
     cpus = options.cpus or settings.cpus
-    words = kernel_arguments(kernel, verdict.accelerator, cpus, options.debug, settings.link)
+    words = kernel_arguments(kernel, verdict.accelerator, cpus, options.debug)
     roomy = (options.memory or settings.memory) >= ROOMY
     archive = plain_image(initramfs) if roomy else initramfs.path
     return boot_files(kernel, archive, words, find_firmware(program)), verdict

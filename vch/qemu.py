@@ -8,7 +8,7 @@ or taken by somebody else:
     console  the 16550 that the kernel and tether's last words go to
 
 The link is a virtio-serial port unless the machine says otherwise: a second 16550 for guests that know nothing better,
-or vsock, which is the host kernel's (`vhost_cid`) or ours (vch/vsock).
+or vsock, which is the host kernel's (`kernel_vsock`) or ours (vch/vsock).
 
 Disks are SCSI on one controller present from the start, because a disk added later then needs no new PCI device.
 """
@@ -27,7 +27,7 @@ PROGRAM = "qemu-system-x86_64"
 LINK_PORT = "org.vch.link.0"  # name of tether's virtio-serial port, as the guest sees it
 CONSOLE_DEVICE = "ttyS0"
 LINK_UART = "ttyS1"
-LINK_VSOCK_PORT = 5180  # of the host, where tether connects to; above 1023, so no privilege is needed
+LINK_VSOCK_PORT = 5180  # where tether connects to at a device of our own
 HOST_CID = 2  # VMADDR_CID_HOST
 
 # What slirp, the user-mode network, gives to its one guest (QEMU manual, "Using the user mode network stack").
@@ -93,6 +93,15 @@ class BootFiles:
 
 
 @dataclass(frozen=True)
+class KernelVsock:
+    """The host kernel's vsock: its open device, which holds the guest's CID, and the port where we listen."""
+
+    fd: int
+    cid: int
+    port: int
+
+
+@dataclass(frozen=True)
 class MachineConfig:
     """A machine, completely."""
 
@@ -106,8 +115,8 @@ class MachineConfig:
     fd_sets: Mapping[int, int] = field(default_factory=dict)
     """Files that drives name as /dev/fdset/N: N -> file descriptor that QEMU inherits."""
     link: LinkKind = LinkKind.VIRTIO_SERIAL
-    vhost_cid: int = 0
-    """With VSOCK: the guest's CID at the host kernel's vhost-vsock; 0: the link's channel is a vhost-user backend."""
+    kernel_vsock: KernelVsock | None = None
+    """With VSOCK: the host kernel's; None: the link's channel is a vhost-user backend.  The driver decides."""
     link_path: Path | None = None
     """QEMU listens there for the link, so that it can be cut and connected anew; then `Channels.link` is not used."""
     devices: tuple[str, ...] = ()
@@ -126,13 +135,14 @@ def command_line(config: MachineConfig, channels: Channels, program: str = PROGR
         *config.devices,
         *_drives(config),
         *_network(config.network),
-        *_boot(config.boot),
+        *_boot(config),
     ]
 
 
 def inherited(config: MachineConfig, channels: Channels) -> tuple[int, ...]:
     """The file descriptors that the command line speaks of."""
-    return (channels.qmp, channels.link, channels.console, *config.fd_sets.values(), *config.device_fds)
+    vsock = (config.kernel_vsock.fd,) if config.kernel_vsock else ()
+    return (channels.qmp, channels.link, channels.console, *vsock, *config.fd_sets.values(), *config.device_fds)
 
 
 def _base(config: MachineConfig) -> list[str]:
@@ -173,8 +183,9 @@ def _channels(channels: Channels) -> list[str]:
 
 def _link(config: MachineConfig, fd: int) -> list[str]:
     """The link's device.  A vhost-user backend reads the guest's memory, so that must be shared with it."""
-    if config.link is LinkKind.VSOCK and config.vhost_cid:
-        return ["-device", f"vhost-vsock-pci,guest-cid={config.vhost_cid}"]
+    vsock = config.kernel_vsock
+    if config.link is LinkKind.VSOCK and vsock is not None:
+        return ["-device", f"vhost-vsock-pci,guest-cid={vsock.cid},vhostfd={vsock.fd}"]
     path = config.link_path
     chardev = f"path={_escaped(str(path))},server=on,wait=off" if path else f"fd={fd}"
     words = ["-chardev", f"socket,id=link,{chardev}"]
@@ -194,13 +205,14 @@ def _link(config: MachineConfig, fd: int) -> list[str]:
     ]
 
 
-def link_argument(config_link: LinkKind) -> tuple[str, ...]:
+def link_argument(config: MachineConfig) -> tuple[str, ...]:
     """The word of the kernel command line that tells tether; none for its default."""
+    port = config.kernel_vsock.port if config.kernel_vsock else LINK_VSOCK_PORT
     where = {
         LinkKind.VIRTIO_SERIAL: "",
         LinkKind.UART: f"uart:{LINK_UART}",
-        LinkKind.VSOCK: f"vsock:{HOST_CID}:{LINK_VSOCK_PORT}",
-    }[config_link]
+        LinkKind.VSOCK: f"vsock:{HOST_CID}:{port}",
+    }[config.link]
     return (f"tether.link={where}",) if where else ()
 
 
@@ -242,10 +254,12 @@ def _network(network: UserNetwork | None) -> list[str]:
     ]
 
 
-def _boot(boot: BootFiles) -> list[str]:
+def _boot(config: MachineConfig) -> list[str]:
+    boot = config.boot
     initramfs: Sequence[str] = ("-initrd", str(boot.initramfs)) if boot.initramfs else ()
     firmware: Sequence[str] = ("-bios", str(boot.firmware)) if boot.firmware else ()
-    return [*firmware, "-kernel", str(boot.kernel), *initramfs, "-append", " ".join(boot.arguments)]
+    words = (*boot.arguments, *link_argument(config))
+    return [*firmware, "-kernel", str(boot.kernel), *initramfs, "-append", " ".join(words)]
 
 
 def _escaped(value: str) -> str:
