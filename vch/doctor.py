@@ -174,7 +174,7 @@ def _vsock() -> Finding:
     if os.access(VSOCK_DEVICE, os.R_OK | os.W_OK):
         return Finding("vsock", Level.GOOD, f"{VSOCK_DEVICE} can be used")
     state = "may not be opened" if VSOCK_DEVICE.exists() else "is not there"
-    return Finding("vsock", Level.GOOD, f"{VSOCK_DEVICE} {state}; not needed: the link uses virtio-serial")
+    return Finding("vsock", Level.GOOD, f"{VSOCK_DEVICE} {state}; not needed: vch brings a vsock device of its own")
 
 
 def _memory(settings: Settings) -> Finding:

@@ -272,8 +272,8 @@ class VhostUser:
         """Starts a ring, if all is known that it takes."""
         if ring.running or not ring.enabled or ring.kick < 0 or ring.addresses is None:
             return
-        ring.running = True
         vring = Vring(self._memory, ring.addresses, ring.size, ring.base)
+        ring.running = True
         self._device.start_ring(index, vring, lambda: self._interrupt(ring))
 
     def _halt(self, index: int, ring: _Ring) -> None:

@@ -131,6 +131,9 @@ class ConcentratorLine:
     def answered(self) -> None:
         """Nothing follows from it."""
 
+    def machine_ended(self) -> None:
+        """The host says so by its telnet connection."""
+
     def lost(self) -> bool:
         """The wire has lost its transport: asks for another one."""
         self._concentrator.call(lambda: self._concentrator.want(self.uuid, self))
