@@ -71,6 +71,9 @@ class Boot:
             container.mount_volumes()
         with step("configure network"):
             container.configure_network(agent.reactor)
+        if spec.sysctls:
+            with step("set kernel parameters"):
+                container.set_parameters()
         agent.start_primary(container.place, spec.process)
         container.announce(agent.reactor)
 

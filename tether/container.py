@@ -39,8 +39,9 @@ class Container:
 
     def mount_writable(self) -> None:
         """Mounts the disk that takes the container's changes."""
-        root.mount_writable(self.spec.root)
-        self._writable.append(root.WRITABLE)
+        place = root.mount_writable(self.spec.root)
+        if place != root.MERGED:
+            self._writable.append(place)
 
     def stack(self) -> None:
         """Stacks the layers to the container's root."""
@@ -83,6 +84,12 @@ class Container:
         if self._live is not None:
             self._live.close()
 
+    def set_parameters(self) -> None:
+        """Sets the kernel parameters of the spec, those of its network interfaces too."""
+        from tether.sysctl import set_parameters  # late: few specs have any
+
+        set_parameters(self.spec.sysctls)
+
     @property
     def place(self) -> Place:
         """Where its processes start."""
@@ -94,6 +101,8 @@ class Container:
             if handle >= 0:
                 os.close(handle)
         if self._root >= 0:
+            if self.spec.root.whole is not None:
+                mount("none", root.MERGED, "", MS_REMOUNT | MS_RDONLY)
             umount(root.MERGED, MNT_DETACH)
         for place in reversed(self._writable):
             try:

@@ -6,14 +6,17 @@
     /w               the writable disk, or a tmpfs: /w/upper, /w/work
     /r               all of them stacked: the container's root
 
+A spec may also name one disk that is the whole root (`Root.whole`); then there is /r and nothing else.
+
 The names are short because mount(2) takes one page of options and an image may have 127 layers and their patches.
 """
 
+import errno
 import os
 import stat
 
 from tether import files
-from tether.disks import find_disk
+from tether.disks import describe, find_disk
 from tether.faults import TetherError
 from tether.inside import by_handle, hint_for
 from tether.link.record import Record
@@ -26,6 +29,8 @@ FILESYSTEMS = ("erofs", "squashfs", "ext4")
 _READ_ONLY_OPTIONS = {"ext4": "noload"}  # a journal cannot be replayed on a read-only disk
 WRITABLE_FILESYSTEM = "ext4"
 
+LOST_FOUND = "lost+found"
+
 INIT_FOLDERS = ("proc", "sys", "dev")
 INIT_FILES = ("etc/hosts", "etc/hostname", "etc/resolv.conf")
 INIT_LINKS = (("etc/mtab", "/proc/mounts"),)
@@ -35,11 +40,16 @@ class RootPlan(Record):
     """Which layer goes where, and how they are stacked."""
 
     layers: tuple[tuple[Layer, str], ...]
-    overlay_options: str
+    overlay_options: str  # empty without an overlay: the root is one disk
 
 
 def plan_root(root: Root) -> RootPlan:
     """Checks the spec and lays everything out.  Raises TetherError."""
+    if root.whole is not None:
+        if root.layers or root.writable is not None:
+            raise TetherError("spec.root.whole", "a disk that is the whole root has neither layers nor a writable top",
+                              hint="leave out layers and writable, or make the disk the one layer")
+        return RootPlan(layers=(), overlay_options="")
     if len(root.layers) > MAX_LAYERS:
         raise TetherError("spec.root.layers", f"{len(root.layers)} layers; at most {MAX_LAYERS} can be stacked")
     for layer in root.layers:
@@ -64,8 +74,18 @@ def mount_layers(plan: RootPlan) -> None:
     for layer, at in plan.layers:
         os.mkdir(at)
         node = find_disk(layer.disk)
+        if layer.verity is not None:
+            from tether.verity import open_verified  # late: few specs have root hashes
+
+            node = open_verified(node, layer.verity, f"layer{at.rpartition('/')[2]}")
         options = _READ_ONLY_OPTIONS.get(layer.filesystem, "")
-        mount_disk(node, at, layer.filesystem, MS_RDONLY, options)
+        try:
+            mount_disk(node, at, layer.filesystem, MS_RDONLY, options)
+        except TetherError as error:
+            if layer.verity is None or error.number not in (errno.EIO, errno.EINVAL):
+                raise
+            raise TetherError(describe(layer.disk), "does not have its root hash", errno.EIO,
+                              "somebody changed the layer, or its disk is damaged: imagebuild verify") from error
 
 
 def mount_disk(node: str, at: str, kind: str, flags: int, options: str = "") -> None:
@@ -77,8 +97,12 @@ def mount_disk(node: str, at: str, kind: str, flags: int, options: str = "") -> 
         raise TetherError(f"{kind} on {node}", os.strerror(number), number, hint_for(number, kind)) from error
 
 
-def mount_writable(root: Root) -> None:
-    """Mounts what takes the container's changes: its disk, or memory."""
+def mount_writable(root: Root) -> str:
+    """Mounts what takes the container's changes: its disk, or memory, or the disk that is all.  Gives the place."""
+    if root.whole is not None:
+        os.mkdir(MERGED)
+        mount_disk(find_disk(root.whole), MERGED, WRITABLE_FILESYSTEM, 0)
+        return MERGED
     os.mkdir(WRITABLE)
     if root.writable is None:
         mount("tmpfs", WRITABLE, "tmpfs", 0, "mode=0755")
@@ -86,11 +110,16 @@ def mount_writable(root: Root) -> None:
         mount_disk(find_disk(root.writable), WRITABLE, WRITABLE_FILESYSTEM, 0)
     for name in ("upper", "work"):
         _mkdir_if_missing(f"{WRITABLE}/{name}")
+    return WRITABLE
 
 
 def stack(plan: RootPlan) -> int:
     """Stacks the layers; gives a descriptor of the container's root."""
+    if not plan.overlay_options:
+        return os.open(MERGED, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     _make_init_layer([at for _, at in reversed(plan.layers)])
+    if any(layer.filesystem == "ext4" for layer, _ in plan.layers):
+        os.mknod(f"{INIT_LAYER}/{LOST_FOUND}", stat.S_IFCHR, 0)  # a whiteout: what mke2fs made is not the image's
     _take_attributes(f"{WRITABLE}/upper", [at for _, at in reversed(plan.layers)])
     os.mkdir(MERGED)
     try:

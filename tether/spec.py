@@ -21,11 +21,23 @@ class Disk(Record):
     file: str = ""
 
 
+class Verity(Record):
+    """What a layer's content must be: dm-verity's root hash of its blocks.
+
+    The file system has `data_size` bytes; on the same disk a superblock of dm-verity and the hash tree follow it, as
+    `veritysetup format --hash-offset=DATA_SIZE --salt=-` writes them (SHA-256, blocks of 4096 bytes).
+    """
+
+    root_hash: str
+    data_size: int
+
+
 class Layer(Record):
-    """One read-only layer of the image."""
+    """One read-only layer of the image.  With `verity` nothing is read of it that has another hash."""
 
     disk: Disk
     filesystem: str = "erofs"
+    verity: Verity | None = None
 
 
 class Root(Record):
@@ -33,11 +45,15 @@ class Root(Record):
 
     `writable` is the disk (ext4) of the writable top; without it a tmpfs is used.  `read_only` makes the merged root
     read-only for the container.
+
+    `whole` is an ext4 disk that is the root as it stands, written in place; then there are no layers and no top.  (To
+    leave such a disk as it is, name it as the one layer.)
     """
 
     layers: tuple[Layer, ...]
     writable: Disk | None = None
     read_only: bool = False
+    whole: Disk | None = None
 
 
 class Volume(Record):
@@ -66,6 +82,13 @@ class Route(Record):
     gateway: str = ""
     metric: int = 0
     source: str = ""
+
+
+class Sysctl(Record):
+    """A kernel parameter (sysctl.d(5)): `key` is a path below /proc/sys with dots ("net.core.somaxconn") or slashes."""
+
+    key: str
+    value: str
 
 
 class Interface(Record):
@@ -147,3 +170,4 @@ class Spec(Record):
     volumes: tuple[Volume, ...] = ()
     tmpfs: tuple[Tmpfs, ...] = ()
     stop_signal: int = 15
+    sysctls: tuple[Sysctl, ...] = ()

@@ -13,7 +13,7 @@ from tether.disks import find_disk
 from tether.faults import TetherError
 from tether.inside import Mount, by_handle, make_folder, mount_file, mount_folder
 from tether.names import hostname_text, hosts_text, resolv_text
-from tether.root import mount_disk
+from tether.root import LOST_FOUND, mount_disk
 from tether.spec import Network, Tmpfs, Volume
 from tether.syscalls import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_REMOUNT, mount
 from tether.tree import copy_tree
@@ -22,7 +22,6 @@ VOLUMES = "/v"
 NAMES = "/n"
 NAMES_SIZE = "size=1m,mode=0755"  # the container may write to its hosts file, but not fill our memory with it
 VOLUME_FILESYSTEM = "ext4"
-LOST_FOUND = "lost+found"
 
 # mount(8) options that are flags of mount(2); Docker's --tmpfs has noexec, nosuid and nodev unless told otherwise.
 _FLAGS = {"ro": MS_RDONLY, "nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec": MS_NOEXEC}

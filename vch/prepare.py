@@ -14,6 +14,7 @@ from imagebuild.boot.initramfs import build_initramfs, plain_image
 from imagebuild.boot.kernel import choose as choose_kernel
 from imagebuild.store.store import Store
 from imagebuild.transfer.pulling import PullPolicy, pull
+from tether.spec import Verity
 from vch import accel
 from vch.boot_plan import boot_files, find_firmware, kernel_arguments
 from vch.pull_view import PullView
@@ -32,7 +33,10 @@ ROOMY = 192 * MIB
 
 @dataclass(frozen=True)
 class Prepared:
-    """All of it.  `disk` is None for an image without layers; `lease` keeps the image until QEMU has its files open."""
+    """All of it.  `disk` is None for an image without layers; `lease` keeps the image until QEMU has its files open.
+
+    `verity` says what each layer must be, where that is to be checked.
+    """
 
     run: RunConfig
     layers: int
@@ -41,6 +45,7 @@ class Prepared:
     boot: BootFiles
     verdict: accel.Verdict
     program: str
+    verity: tuple[Verity, ...] = ()
 
 
 def prepare(options: RunOptions, settings: Settings, debug: Callable[[str], None]) -> Prepared:
@@ -51,7 +56,9 @@ def prepare(options: RunOptions, settings: Settings, debug: Callable[[str], None
         debug(f"image {image.reference}: {image.digest}, {len(image.layers)} layers")
         boot, verdict = _boot(options, settings, program, debug)
         disk = image.disk() if image.layers else None
-        return Prepared(image.config.run, len(image.layers), disk, lease, boot, verdict, program)
+        checked = tuple(Verity(root_hash=layer.verity_root, data_size=layer.data_size) for layer in image.layers)
+        return Prepared(image.config.run, len(image.layers), disk, lease, boot, verdict, program,
+                        checked if _wants_verity(options, settings) else ())
     except BaseException:
         lease.release()
         raise
@@ -74,6 +81,10 @@ def _boot(
     return boot_files(kernel, archive, words, find_firmware(program)), verdict
 
 
+def _wants_verity(options: RunOptions, settings: Settings) -> bool:
+    return options.verity or settings.verity
+
+
 def _announce(line: str) -> None:
     """What takes a while and happens once, to a person who waits."""
     print(f"vch: {line}", file=sys.stderr)
@@ -90,6 +101,7 @@ def _image(options: RunOptions, settings: Settings) -> tuple[Image, Lease]:
             policy=PullPolicy(options.pull),
             progress=view,
             settings=registry_settings(os.environ),
+            verity=_wants_verity(options, settings),
         )
     finally:
         with suppress(OSError):  # a closed stderr is no reason to lose the image

@@ -223,6 +223,7 @@ class _Run:
             id=id_,
             mac=_mac(id_),
             layers=prepared.layers,
+            verity=prepared.verity,
             resolver=_host_resolver(),
             terminal=terminal.size(0, 1, 2) if self._options.tty else None,
         )

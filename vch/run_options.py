@@ -43,11 +43,13 @@ FLAGS = (
     Flag("rm", "", _S, "", "accepted: nothing is ever left behind"),
     Flag("stop-signal", "", _V, "SIGNAL", "what asks the container to end (default: the image's, or TERM)"),
     Flag("stop-timeout", "", _V, "SECONDS", f"how long it then has before KILL (default {DEFAULT_STOP_SECONDS})"),
+    Flag("sysctl", "", _L, "KEY=VALUE", "set a kernel parameter"),
     Flag("timing", "", _S, "", "say at the end where the time went"),
     Flag("timing-file", "", _V, "FILE", "write where the time went as JSON"),
     Flag("tmpfs", "", _L, "/PATH[:OPTIONS]", "mount a tmpfs"),
     Flag("tty", "t", _S, "", "give the container a terminal"),
     Flag("user", "u", _V, "NAME|UID[:GROUP|GID]", "who runs the command"),
+    Flag("verity", "", _S, "", "check every block of the image that is read (dm-verity)"),
     Flag("volume", "v", _L, "[NAME:]/PATH[:ro]", "mount a volume; a named one keeps its content"),
     Flag("workdir", "w", _V, "/PATH", "working directory"),
 )
@@ -78,6 +80,8 @@ class RunOptions:
     dns_search: tuple[str, ...] = ()
     dns_options: tuple[str, ...] = ()
     ports: tuple[ports.Published, ...] = ()
+    sysctls: tuple[tuple[str, str], ...] = ()
+    verity: bool = False
     stop_signal: int | None = None
     stop_seconds: int = DEFAULT_STOP_SECONDS  # negative: for ever
     pull: str = "missing"
@@ -157,6 +161,8 @@ def parse_run(words: Sequence[str], environ: Mapping[str, str], debug: bool = Fa
         dns_search=said.all("dns-search", str),
         dns_options=said.all("dns-option", str),
         ports=tuple(published),
+        sysctls=tuple(dict(said.all("sysctl", values.parse_sysctl)).items()),
+        verity=said.switch("verity"),
         stop_signal=said.value("stop-signal", values.parse_signal),
         stop_seconds=DEFAULT_STOP_SECONDS if seconds is None else seconds,
         pull=said.value("pull", _one_of(PULL_POLICIES)) or "missing",

@@ -10,6 +10,7 @@
     link = "virtio-serial"      # VCH_LINK        what carries the link: virtio-serial, uart or vsock
     disk_size = "16g"           # VCH_DISK_SIZE   most that a container can write
     volume_size = "16g"         # VCH_VOLUME_SIZE of a volume that is made
+    verity = false              # VCH_VERITY      check every block of an image that is read
 
 The state folder is VCH_HOME, by default ~/.local/share/vch (imagebuild/home.py).  Other tables of the file are for
 images and registries; imagebuild/config_file.py reads them, and only when a registry is needed.
@@ -44,6 +45,7 @@ DEFAULT_MEMORY = 256 * MIB
 LEAST_MEMORY = 96 * MIB  # below this the kernel may not get as far as the container
 DEFAULT_CPUS = 1  # a second one costs boot time, and much of it without KVM
 DISK_SIZE = 16 * GIB  # sparse: costs what is written
+_TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 _REMEDY = "see docs/run.md, Settings"
 
 
@@ -60,6 +62,7 @@ class Settings:
     link: LinkKind = LinkKind.VIRTIO_SERIAL
     disk_size: int = DISK_SIZE
     volume_size: int = DISK_SIZE
+    verity: bool = False
 
     @property
     def state(self) -> Path:
@@ -80,6 +83,7 @@ def load(environ: Mapping[str, str]) -> Settings:
         link=LinkKind(given.value("link", "VCH_LINK", _choice(LINKS), LinkKind.VIRTIO_SERIAL.value)),
         disk_size=given.value("disk_size", "VCH_DISK_SIZE", _size, DISK_SIZE),
         volume_size=given.value("volume_size", "VCH_VOLUME_SIZE", _size, DISK_SIZE),
+        verity=given.value("verity", "VCH_VERITY", _truth, False),
     )
     given.refuse_rest()
     return settings
@@ -140,6 +144,12 @@ def _size(text: str) -> int:
     if size <= 0:
         raise ValueError(f"invalid size: '{text}'")
     return size
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in _TRUTHS:
+        raise ValueError(f"'{text}' is neither true nor false")
+    return _TRUTHS[text.lower()]
 
 
 def _count(text: str) -> int:

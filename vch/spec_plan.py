@@ -13,7 +13,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tether.spec import Disk, Host, Identity, Interface, Layer, Network, Process, Root, Spec, Terminal, Tmpfs, Volume
+from tether.spec import (
+    Disk,
+    Host,
+    Identity,
+    Interface,
+    Layer,
+    Network,
+    Process,
+    Root,
+    Spec,
+    Sysctl,
+    Terminal,
+    Tmpfs,
+    Verity,
+    Volume,
+)
 from vch import qemu, values
 from vch.errors import UsageError
 from vch.run_options import RunOptions
@@ -39,13 +54,17 @@ class Resolver:
 
 @dataclass(frozen=True)
 class Placement:
-    """What the machine brings: its identity, NIC, how many layers its image disk has, the user's terminal."""
+    """What the machine brings: its identity, NIC, how many layers its image disk has, the user's terminal.
+
+    `verity`: for each of the layers what it must be, or nothing at all.
+    """
 
     id: str
     mac: str
     layers: int
     resolver: Resolver = Resolver()
     terminal: Terminal | None = None
+    verity: tuple[Verity, ...] = ()
 
 
 def build_spec(options: RunOptions, image: RunConfig, placement: Placement, identity: Identity) -> Spec:
@@ -53,7 +72,7 @@ def build_spec(options: RunOptions, image: RunConfig, placement: Placement, iden
     return Spec(
         id=placement.id,
         identity=identity,
-        root=_root(options, placement.layers),
+        root=_root(options, placement),
         network=_network(options, placement),
         process=_process(options, image, placement.terminal),
         volumes=tuple(
@@ -67,6 +86,7 @@ def build_spec(options: RunOptions, image: RunConfig, placement: Placement, iden
         ),
         tmpfs=tuple(Tmpfs(path=_bytes(mount.path), options=mount.options) for mount in options.tmpfs),
         stop_signal=stop_signal(options, image),
+        sysctls=tuple(Sysctl(key=key, value=value) for key, value in options.sysctls),
     )
 
 
@@ -129,9 +149,13 @@ def parse_resolver(text: str) -> Resolver:
     return Resolver(search, found.get("options", ()))
 
 
-def _root(options: RunOptions, layers: int) -> Root:
+def _root(options: RunOptions, placement: Placement) -> Root:
+    checked: tuple[Verity | None, ...] = placement.verity or (None,) * placement.layers
     return Root(
-        layers=tuple(Layer(disk=Disk(serial=IMAGE_SERIAL, partition=number)) for number in range(1, layers + 1)),
+        layers=tuple(
+            Layer(disk=Disk(serial=IMAGE_SERIAL, partition=number), verity=verity)
+            for number, verity in enumerate(checked, 1)
+        ),
         writable=Disk(serial=TOP_SERIAL),
         read_only=options.read_only,
     )

@@ -38,6 +38,14 @@ class TmpfsMount:
     options: str
 
 
+def parse_sysctl(text: str) -> tuple[str, str]:
+    """KEY=VALUE.  Docker allows the parameters that have a namespace; here the kernel is the container's own."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ValueError(f"sysctl '{text}' is not allowed")
+    return key, value
+
+
 def parse_size(text: str) -> int:
     """Bytes of "512m", "1.5g", "100" ...: github.com/docker/go-units, RAMInBytes."""
     found = _SIZE.fullmatch(text)

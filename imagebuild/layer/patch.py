@@ -20,6 +20,7 @@ import hashlib
 import struct
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from imagebuild.errors import LayerError, StoreError
@@ -30,20 +31,29 @@ from imagebuild.layer.limits import Limits
 from imagebuild.layer.needs import Needs
 from imagebuild.layer.overlay import Found, Overlay
 from imagebuild.layer.tree import MAX_LINKS, OPAQUE_WHITEOUT, OPAQUE_XATTR, Tree
+from imagebuild.layer.verity import append_tree
 from imagebuild.newfile import NewFile
 
 _LABEL = b"patch"
 
 
-def settle(images: Sequence[Path], needs: Needs, destination: Path) -> int:
+@dataclass(frozen=True)
+class WrittenPatch:
+    """A patch that was written: size of its file system in bytes, and root (hex) of the hash tree behind it, if any."""
+
+    image_size: int
+    verity_root: str = ""
+
+
+def settle(images: Sequence[Path], needs: Needs, destination: Path, *, verity: bool = False) -> WrittenPatch | None:
     """Write the patch for the last of *images* to *destination*, which is to be stacked right above it.
 
-    *images* are EROFS files, lowest first, patches of lower layers among them.  Returns the patch's size in bytes, or
-    0 if there is nothing to settle after all; no file is written then.  Raises `LayerError` if a link leads nowhere,
-    `StoreError` if a file cannot be read or written.
+    *images* are EROFS files, lowest first, patches of lower layers among them.  With *verity* a dm-verity hash tree
+    follows the file system.  Returns None if there is nothing to settle after all; no file is written then.  Raises
+    `LayerError` if a link leads nowhere, `StoreError` if a file cannot be read or written.
     """
     try:
-        return _settle(images, needs, destination)
+        return _settle(images, needs, destination, verity)
     except ValueError as error:
         raise LayerError("settle the layer", str(destination), str(error), "have the image rebuilt") from None
     except (LookupError, struct.error) as error:
@@ -52,7 +62,7 @@ def settle(images: Sequence[Path], needs: Needs, destination: Path) -> int:
         ) from error
 
 
-def _settle(images: Sequence[Path], needs: Needs, destination: Path) -> int:
+def _settle(images: Sequence[Path], needs: Needs, destination: Path, verity: bool) -> WrittenPatch | None:
     with ExitStack() as stack:
         readers = [stack.enter_context(ErofsReader(path)) for path in images]
         file = stack.enter_context(NewFile(destination, "patch of a layer"))
@@ -61,12 +71,13 @@ def _settle(images: Sequence[Path], needs: Needs, destination: Path) -> int:
         patch.settle_links()
         patch.settle_root()
         if not patch.tree.root.children:
-            return 0
+            return None
         patch.tree.finish()
         identity = hashlib.sha256(b"".join(reader.uuid for reader in readers)).digest()[:16]
         size = patch.writer.finish(patch.tree.root, identity, _LABEL)
+        root = append_tree(file, size, identity)[0] if verity else ""
         file.commit()
-    return size
+    return WrittenPatch(size, root)
 
 
 class _Patch:

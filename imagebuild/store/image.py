@@ -75,7 +75,7 @@ class LayerRecord:
 
     ``key`` is the name of its file, ``patch`` that of the file to be stacked right above it (patch.py), empty for
     nearly all layers.  ``data_size`` is the size of the file system in bytes; if ``verity_root`` is set, a dm-verity
-    hash tree with this root (hex) follows it in the file.
+    hash tree with this root (hex) follows it in the file; ``patch_size`` and ``patch_root`` say the same of the patch.
     """
 
     diff_id: str
@@ -86,6 +86,8 @@ class LayerRecord:
     patch: str = ""
     data_size: int = 0
     verity_root: str = ""
+    patch_size: int = 0
+    patch_root: str = ""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from imagebuild.digest import hasher_for
 from imagebuild.errors import LayerError
 from imagebuild.files import explained
 from imagebuild.layer.layer import CONVERTER_VERSION, ConvertedLayer, convert
+from imagebuild.layer.patch import WrittenPatch
 from imagebuild.layer.tree import Needs
 from imagebuild.oci.manifest import Descriptor
 from imagebuild.store.store import Store, layer_key
@@ -70,10 +71,9 @@ class LayerFacts:
         return cls(size, crc32, made.tar_size, made.entries, made.needs, made.image_size, root)
 
     @classmethod
-    def of_patch(cls, image: Path) -> LayerFacts:
+    def of_patch(cls, image: Path, made: WrittenPatch) -> LayerFacts:
         """The facts of the finished patch file ``image``."""
-        size = image.stat().st_size
-        return cls(size, file_crc32(image), 0, 0, Needs(), size)
+        return cls(image.stat().st_size, file_crc32(image), 0, 0, Needs(), made.image_size, made.verity_root)
 
     @classmethod
     def from_json(cls, raw: bytes) -> LayerFacts:

@@ -11,12 +11,12 @@ from imagebuild.errors import StoreError
 from imagebuild.files import explained
 from imagebuild.layer.layer import CONVERTER_VERSION
 from imagebuild.layer.patch import settle
-from imagebuild.layer.tree import Needs
 from imagebuild.store.image import LayerRecord
 from imagebuild.store.layer_store import LayerFacts
 from imagebuild.store.store import Store, layer_key
 
 PATCH_KIND = f"p{CONVERTER_VERSION}"
+VERITY_PATCH_KIND = f"p{CONVERTER_VERSION}-verity"  # with a dm-verity hash tree behind the file system
 
 
 def patched(store: Store, layers: list[LayerRecord], lease: Callable[[str], object]) -> list[LayerRecord]:
@@ -34,10 +34,13 @@ def patched(store: Store, layers: list[LayerRecord], lease: Callable[[str], obje
             keys.append(layer.key)
             facts = _facts(store, layer.key)
             if facts.needs and len(keys) > 1:
-                patch = _patch(store, keys, facts.needs, lease)
+                patch = _patch(store, keys, facts, lease)
             if patch:
                 keys.append(patch)
             layer = replace(layer, patch=patch, data_size=facts.data_size, verity_root=facts.verity_root)  # noqa: PLW2901
+            if patch:
+                of_patch = _facts(store, patch)
+                layer = replace(layer, patch_size=of_patch.data_size, patch_root=of_patch.verity_root)  # noqa: PLW2901
         done.append(layer)
     return done
 
@@ -50,17 +53,22 @@ def _facts(store: Store, key: str) -> LayerFacts:
         raise StoreError("read layer", key, f"its facts are damaged: {error}", remedy) from error
 
 
-def _patch(store: Store, keys: list[str], needs: Needs, lease: Callable[[str], object]) -> str:
-    """The name of the patch for the last of ``keys``; empty if there turns out to be nothing to patch."""
+def _patch(store: Store, keys: list[str], facts: LayerFacts, lease: Callable[[str], object]) -> str:
+    """The name of the patch for the last of ``keys``, whose facts are given; empty if there is nothing to patch.
+
+    A patch is as well protected as its layer: with a hash tree if that has one.
+    """
     chain = "sha256:" + hashlib.sha256("\n".join(keys).encode()).hexdigest()
-    key = layer_key(chain, PATCH_KIND)
+    verity = bool(facts.verity_root)
+    key = layer_key(chain, VERITY_PATCH_KIND if verity else PATCH_KIND)
     lease(key)
     with explained("patch layer", keys[-1]), store.layer_lock(key, lambda: None):
         if store.layer_path(key).exists():
             return key
         with store.workspace() as space:
             image: Path = space / "patch.erofs"
-            if not settle([store.layer_path(one) for one in keys], needs, image):
+            made = settle([store.layer_path(one) for one in keys], facts.needs, image, verity=verity)
+            if made is None:
                 return ""
-            store.adopt_layer(image, key, LayerFacts.of_patch(image).to_json())
+            store.adopt_layer(image, key, LayerFacts.of_patch(image, made).to_json())
     return key

@@ -254,7 +254,8 @@ class Store:
                 Layer(one.diff_id, one.digest, one.size, one.media_type, path, one.data_size, one.verity_root)
             )
             if one.patch:
-                layers.append(Layer(key_digest(one.patch), "", 0, "", self.layer_path(one.patch)))
+                path = self.layer_path(one.patch)
+                layers.append(Layer(key_digest(one.patch), "", 0, "", path, one.patch_size, one.patch_root))
         return Image(name, record.manifest, manifest, config, tuple(layers), self._disk)
 
     def is_whole(self, image: Image) -> bool:

@@ -84,6 +84,6 @@ def stored(
         return None
     if keep_blobs and not all(store.has_blob(layer.digest) for layer in found.manifest.layers):
         return None
-    if verity and not all(layer.verity_root for layer in found.layers if layer.digest):
+    if verity and not all(layer.verity_root for layer in found.layers):
         return None
     return found

@@ -78,8 +78,10 @@ from tether.spec import (
     Root,
     Route,
     Spec,
+    Sysctl,
     Terminal,
     Tmpfs,
+    Verity,
     Volume,
 )
 
@@ -99,9 +101,11 @@ SPEC = Spec(
     id="ab" * 32,
     identity=Identity(entropy=bytes(range(32)), clock_ns=1_700_000_000_123_456_789),
     root=Root(
-        layers=(Layer(disk=Disk(serial="image", partition=2)), Layer(disk=Disk(scsi="0:0:1:0"), filesystem="ext4")),
+        layers=(Layer(disk=Disk(serial="image", partition=2)), Layer(disk=Disk(scsi="0:0:1:0"), filesystem="ext4"),
+                Layer(disk=Disk(serial="sealed"), verity=Verity(root_hash="ab" * 32, data_size=8192))),
         writable=Disk(serial="top"),
         read_only=True,
+        whole=Disk(serial="all"),
     ),
     network=Network(
         hostname="web",
@@ -126,6 +130,7 @@ SPEC = Spec(
     volumes=(Volume(disk=Disk(file="vol.img"), path=b"/data", read_only=True, no_copy=True),),
     tmpfs=(Tmpfs(path=b"/tmp", options="size=64m"),),
     stop_signal=3,
+    sysctls=(Sysctl(key="net.core.somaxconn", value="77"),),
 )
 NIC = Interface(mac="02:00:00:00:00:04", dhcp=True)
 NAMES = SetNames(
@@ -268,7 +273,7 @@ def test_every_field_is_shown() -> None:
 
     for _, _, message in MESSAGES:
         visit(message)
-    parts: set[type[Record]] = {Spec, Root, Network, Interface, Route, Volume, Disk, Layer}
+    parts: set[type[Record]] = {Spec, Root, Network, Interface, Route, Volume, Disk, Layer, Verity, Sysctl}
     for cls in parts | {type(message) for _, _, message in MESSAGES}:
         missing += [(cls.__name__, name) for name in cls._fields if name not in seen[cls.__name__]]
     assert not missing

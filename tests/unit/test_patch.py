@@ -154,6 +154,20 @@ def test_link_to_a_name_the_layer_hides_gets_the_content_only(tmp_path: Path) ->
         assert (inode.entry.uid, inode.entry.gid, inode.entry.mode) == (1, 2, 0o640)
 
 
+@needs_tool("veritysetup")
+def test_a_patch_has_a_hash_tree_if_it_is_asked_for(tmp_path: Path) -> None:
+    images = []
+    for number, archive in enumerate((torture.Archive().add("old", b"content").bytes(),
+                                      torture.Archive().hardlink("new", "old").whiteout("", "old").bytes())):
+        images.append(tmp_path / f"{number}.erofs")
+        layer = convert(io.BytesIO(archive), destination=images[-1], verity=True)
+    patch = tmp_path / "patch"
+    made = settle(images, layer.needs, patch, verity=True)
+    assert made is not None
+    command = ["veritysetup", "verify", str(patch), str(patch), made.verity_root, f"--hash-offset={made.image_size}"]
+    subprocess.run(command, check=True)
+
+
 def test_parents_that_no_layer_has_need_no_patch(tmp_path: Path) -> None:
     archives = [torture.Archive().add("a").bytes(), torture.Archive().add("b/c").bytes()]
     assert len(stack(tmp_path, archives)) == 2

@@ -11,8 +11,10 @@ from tether.link.messages import Exited, Fault, Signalled
 from tether.memory import parse_oom_kills
 from tether.modules import parse_demand
 from tether.session import state_of
-from tether.spec import Disk, Host, Interface, Layer, Network, Root, Tmpfs
+from tether.spec import Disk, Host, Interface, Layer, Network, Root, Tmpfs, Verity
 from tether.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY
+from tether.sysctl import parameter_path
+from tether.verity import verity_table
 
 
 def _layers(count: int) -> tuple[Layer, ...]:
@@ -41,9 +43,46 @@ class TestRoot:
         assert "ntfs" in raised.value.text
         assert "erofs" in raised.value.hint
 
+    def test_a_disk_that_is_the_whole_root_stands_alone(self) -> None:
+        whole = Root(layers=(), whole=Disk(serial="all"))
+        assert root.plan_root(whole).overlay_options == ""
+        for other in (whole.but(layers=_layers(1)), whole.but(writable=Disk(serial="top"))):
+            with pytest.raises(TetherError, match="neither layers nor a writable top"):
+                root.plan_root(other)
+
     def test_options_that_would_be_cut_off_are_refused(self) -> None:
         with pytest.raises(TetherError, match="page"):
             root.overlay_options(["/a/long/path/to/a/layer"] * 200)
+
+
+class TestVerity:
+    HASH = "0123456789abcdef" * 4
+
+    def test_the_table_says_where_the_tree_begins(self) -> None:
+        table = verity_table("/dev/sda1", Verity(root_hash=self.HASH.upper(), data_size=3 * 4096))
+        assert table == f"1 /dev/sda1 /dev/sda1 4096 4096 3 4 sha256 {self.HASH} -"
+
+    @pytest.mark.parametrize(("digits", "size"), [("", 4096), (HASH[1:], 4096), (HASH[1:] + "x", 4096),
+                                                  (HASH, 0), (HASH, 4097), (HASH, -4096)])
+    def test_what_cannot_be_is_refused(self, digits: str, size: int) -> None:
+        with pytest.raises(TetherError, match="verity"):
+            verity_table("/dev/sda1", Verity(root_hash=digits, data_size=size))
+
+
+class TestSysctl:
+    @pytest.mark.parametrize(("key", "path"), [
+        ("net.core.somaxconn", "net/core/somaxconn"),
+        ("net/core/somaxconn", "net/core/somaxconn"),
+        ("net.ipv4.conf.eth0/100.forwarding", "net/ipv4/conf/eth0.100/forwarding"),
+        ("net/ipv4/conf/eth0.100/forwarding", "net/ipv4/conf/eth0.100/forwarding"),
+    ])  # fmt: skip
+    def test_dots_and_slashes(self, key: str, path: str) -> None:
+        assert parameter_path(key) == f"/proc/sys/{path}"
+
+    @pytest.mark.parametrize("key", ["", ".", "..", "../1/mem", "net..core", "kernel./.x", "a/../../b", "a/./b", "a\0"])
+    def test_no_key_leads_elsewhere(self, key: str) -> None:
+        with pytest.raises(TetherError, match="no name of a parameter"):
+            parameter_path(key)
 
 
 class TestDisks:

@@ -88,6 +88,7 @@ def test_env_file(tmp_path: Path) -> None:
         (("-m", "12q", "x"), "invalid argument \"12q\" for \"-m, --memory\" flag: invalid size: '12q'"),
         (("-e", "=x", "x"), 'invalid argument "=x" for "-e, --env" flag: invalid environment variable: =x'),
         (("--network", "host", "x"), 'invalid argument "host" for "--network" flag: must be one of user, none'),
+        (("--sysctl", "net.core.somaxconn", "x"), "for \"--sysctl\" flag: sysctl 'net.core.somaxconn' is not allowed"),
         (("-w", "tmp", "x"), "needs to be an absolute path"),
         (("--dns", "one", "x"), "one is not an ip address"),
         (("--add-host", "a", "x"), 'bad format for add-host: "a"'),

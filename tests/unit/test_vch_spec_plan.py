@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from imagebuild.oci.imageconfig import RunConfig
-from tether.spec import Host, Identity, Spec, Terminal
+from tether.spec import Host, Identity, Spec, Terminal, Verity
 from vch.errors import UsageError
 from vch.run_options import parse_run
 from vch.spec_plan import Placement, Resolver, build_spec, merge_env, parse_resolver, volume_mounts
@@ -104,6 +104,18 @@ def test_root_names_one_partition_a_layer() -> None:
     assert [(layer.disk.serial, layer.disk.partition) for layer in root.layers] == [("image", 1), ("image", 2)]
     assert root.read_only
     assert root.writable is not None
+
+
+def test_checked_layers_say_what_they_must_be() -> None:
+    hashes = (Verity(root_hash="a" * 64, data_size=4096), Verity(root_hash="b" * 64, data_size=8192))
+    made = build_spec(parse_run(("x",), {}), IMAGE, replace(PLACEMENT, verity=hashes), WHO).root
+    assert tuple(layer.verity for layer in made.layers) == hashes
+    assert all(layer.verity is None for layer in spec("x").root.layers)
+
+
+def test_of_a_kernel_parameter_the_last_value_counts() -> None:
+    words = ("--sysctl", "kernel.sem=1 2", "--sysctl", "net.a=b=c", "--sysctl", "kernel.sem=3", "x")
+    assert [(one.key, one.value) for one in spec(*words).sysctls] == [("kernel.sem", "3"), ("net.a", "b=c")]
 
 
 def test_network() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from vch import settings
 from vch.disks import DiskSet
 from vch.machine import Machine
 from vch.prepare import prepare
-from vch.qemu import MachineConfig, UserNetwork
+from vch.qemu import Drive, MachineConfig, UserNetwork
 from vch.run_options import RunOptions, parse_run
 from vch.session import Session, Stdio
 from vch.sinks import Collector
@@ -106,10 +106,12 @@ def container(
     change: dict[str, object] | None = None,
     start: bool = True,
     more_disks: Mapping[str, Path] | None = None,
+    more_drives: Sequence[Drive] = (),
 ) -> Iterator[Container]:
     """Boots `vch run WORDS` up to its primary process.
 
-    `change` replaces fields of the spec; `more_disks` are read-only VMDKs by serial number, for programs to find.
+    `change` replaces fields of the spec; `more_disks` are read-only VMDKs by serial number, for programs to find,
+    `more_drives` disks of any kind.
     """
     options = parse_run(words, os.environ)
     configured = settings.load(os.environ)
@@ -126,11 +128,11 @@ def container(
             disks.add_image(serial, descriptor)
         config = MachineConfig(
             name="test", accelerator=prepared.verdict.accelerator, memory_mib=_memory(options), cpus=1,
-            boot=prepared.boot, drives=tuple(disks.drives), fd_sets=disks.fd_sets,
+            boot=prepared.boot, drives=(*disks.drives, *more_drives), fd_sets=disks.fd_sets,
             network=UserNetwork(MAC, ()) if options.network == "user" else None,
         )
         machine = held.enter_context(Machine(config, prepared.program))
-        placement = Placement(id="0" * 64, mac=MAC, layers=prepared.layers)
+        placement = Placement(id="0" * 64, mac=MAC, layers=prepared.layers, verity=prepared.verity)
         spec = build_spec(options, prepared.run, placement, Identity(entropy=b"", clock_ns=0))
         held.callback(prepared.lease.release)
         made = Container(machine, spec.but(**(change or {})))
