@@ -76,7 +76,8 @@ def squashfs(folder: Path) -> Path:
 
 def ext4(folder: Path, name: str, content: Path, size: int) -> Path:
     raw = folder / f"{name}.raw"
-    command = ["mke2fs", "-q", "-t", "ext4", "-E", "root_owner=0:0", "-d", content, raw, str(size // 1024)]
+    options = ["-q", "-t", "ext4", "-E", "root_owner=0:0", "-d", str(content)]
+    command = ["mke2fs", *options, str(raw), str(size // 1024)]
     subprocess.run(command, check=True)
     return disk(folder, name, raw)
 
