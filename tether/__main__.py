@@ -44,7 +44,12 @@ class Boot:
             load_modules()
         with step("open link"):
             link, far_end = open_link(self.arguments)
-            self.agent = agent = Agent(link, pid1.behave_as_init(), step)
+            signals = pid1.behave_as_init()
+        if self.arguments.template:
+            from tether.template import be_cloned
+
+            be_cloned(link, step)  # from here on this is another VM
+        self.agent = agent = Agent(link, signals, step)
         if far_end is not None:  # this VM brings what it is to run, and nobody talks to it
             with step("read spec"):
                 take_care(agent.reactor, far_end, self.arguments.spec)

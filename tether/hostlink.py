@@ -24,11 +24,11 @@ class FixedLine:
 
     def __init__(self, transport: Transport) -> None:
         self.limits: Limits = transport.limits
-        self._transport = transport
+        self.transport = transport
 
     def serve(self, wire: "Wire") -> None:
         """From now on the wire has a transport whenever there is one."""
-        wire.attach(self._transport)
+        wire.attach(self.transport)
 
     def lost(self, reason: str) -> None:
         """The wire has lost its transport.  This one is lost for good: a link to ourselves has no host to come back."""

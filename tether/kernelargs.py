@@ -9,6 +9,8 @@
                                  vsock:CID:PORT      connect there; CID 2 is the host
                                  vsock:listen:PORT   wait there for the host to connect
                                A word without a colon is the name of a virtio-serial port.
+    tether.template            be cloned: everything that can be done before there is a spec, then wait to wake up as
+                               another VM (tether/template.py)
     tether.off=reset           end by a reset instead of a power-off: for machines that cannot power off, under a
                                hypervisor that takes a reset for the end (QEMU's -no-reboot)
 
@@ -21,7 +23,7 @@ from tether.link.record import Record
 PREFIX = "tether."
 VIRTIO, UART, VSOCK = "virtio", "uart", "vsock"
 DEFAULT_LINK = f"{VIRTIO}:org.vch.link.0"
-_KNOWN = "tether.debug, tether.link=LINE, tether.spec=SOURCE, tether.off=reset"
+_KNOWN = "tether.debug, tether.link=LINE, tether.spec=SOURCE, tether.template, tether.off=reset"
 
 
 class KernelArguments(Record):
@@ -30,6 +32,7 @@ class KernelArguments(Record):
     debug: bool = False
     link: str = DEFAULT_LINK
     reset_at_end: bool = False
+    template: bool = False
     spec: str = ""
 
 
@@ -45,6 +48,8 @@ def parse(line: str) -> KernelArguments:
             arguments = arguments.but(link=_link(word.removeprefix("tether.link=")))
         elif word.startswith("tether.spec="):
             arguments = arguments.but(spec=word.removeprefix("tether.spec="))
+        elif word == "tether.template":
+            arguments = arguments.but(template=True)
         elif word == "tether.off=reset":
             arguments = arguments.but(reset_at_end=True)
         else:

@@ -16,6 +16,7 @@ from tether.rtnetlink import (
     network_of,
     parse_address,
     parse_cidr,
+    set_mac,
 )
 from tether.spec import Interface, Network, Route
 from tether.uevents import DEADLINE_S, missing, wait_for
@@ -44,10 +45,13 @@ def configure(network: Network) -> tuple[Interface, ...]:
     requests = [link_up(if_nametoindex(_LOOPBACK), _LOOPBACK)]
     slow = []
     for interface in network.interfaces:
+        if interface.found_as:
+            name = find_interface(interface.found_as)
+            requests.append(set_mac(if_nametoindex(name), name, interface.mac))
         if interface.dhcp or interface.check_duplicates:
             slow.append(interface)
         else:
-            name = find_interface(interface.mac)
+            name = find_interface(interface.found_as or interface.mac)
             requests += addressing(interface, name)
             requests += routing(interface, name)
     carry_out(requests)

@@ -97,6 +97,7 @@ class Interface(Record):
     `dhcp` asks a DHCPv4 server for an address, routes, name servers and search domains; what stands here counts more.
     `check_duplicates` lets the kernel ask whether another machine has an IPv6 address before it is used (RFC 4862).
     `announce` tells the neighbours, right after the start, that these addresses are here now.
+    `found_as`: the MAC address that it has until it is given `mac`; a clone's NIC has its template's.
     """
 
     mac: str
@@ -108,6 +109,7 @@ class Interface(Record):
     dhcp: bool = False
     check_duplicates: bool = False
     announce: bool = True
+    found_as: str = ""
 
 
 class Host(Record):

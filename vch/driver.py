@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from tether.link import events as link
 from tether.link.endpoint import Endpoint
@@ -20,18 +21,21 @@ from tether.link.hello import APPLIANCE
 from tether.link.limits import PORT, UART
 from tether.link.messages import FIRST_SESSION_STREAM, STREAMS_PER_SESSION, Ended, Fault, Goodbye, Ready
 from tether.link.reactor import Reactor, Watch
+from tether.link.waking import Wake, pack
 from tether.link.wire import Wire
+from tether.spec import Identity
 from vch import qemu
+from vch.clone.resume import Resume
 from vch.console import Console
 from vch.errors import GuestError, MachineError, OperationError
 from vch.explain import Evidence, Stage, explain
 from vch.full_disk import FullDisk
 from vch.host_line import DialledLine, HostLine, InheritedLine
 from vch.promise import Promise
-from vch.qemu import Channels, LinkKind, MachineConfig
+from vch.qemu import Channels, LinkKind, MachineConfig, Role
 from vch.qemu_process import Ended as QemuEnded
 from vch.qemu_process import QemuProcess, channel
-from vch.qmp import Qmp, QmpEvent, QmpProtocolError
+from vch.qmp import Qmp, QmpAnswer, QmpEvent, QmpProtocolError
 from vch.session import Session
 
 if TYPE_CHECKING:
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
     from tether.link.stream import Stream
 
 READ_SIZE = 64 << 10
+ENTROPY_BYTES = 64  # twice the key of Linux's generator
 
 
 class Driver:
@@ -68,6 +73,7 @@ class Driver:
         self._shutdown = ""  # why QEMU ends, as it says itself
         self._killed = ""  # why we ended it, where that is no secret of the caller's
         self._line: HostLine | None = None
+        self._resume: Resume | None = None
         self._open: set[str] = set()  # channels whose end has not been seen
         self._sockets: list[socket.socket] = []
         self._reason: MachineError | None = None  # why the machine is gone, once it is
@@ -198,7 +204,17 @@ class Driver:
         self._watch_socket("console", console_end, self._console_data)
         self._watch_socket("qmp", qmp_end, self._qmp_data)
         self._qmp_end = qmp_end
-        qmp_end.send(self._qmp.transmit())
+        if self._config.role is Role.CLONE:
+            self._resume = Resume(self._config, self._tell_qemu, lambda: self._wake(link_end))
+            self._resume.begin()
+        else:
+            self._send_qmp()
+            self._line.serve(self._wire)
+
+    def _wake(self, link_end: socket.socket) -> None:
+        """The clone's first words come before the link."""
+        assert self._line is not None
+        link_end.send(pack(Wake(identity=new_identity())))
         self._line.serve(self._wire)
 
     def _new_line(self, link_end: socket.socket) -> tuple[MachineConfig, HostLine]:
@@ -307,15 +323,25 @@ class Driver:
             self._full_disk.event(event)
         elif event.name == "SHUTDOWN":
             self._shutdown = str(event.data.get("reason", ""))
+        elif event.name == "MIGRATION" and self._resume is not None:
+            self._resume.event(event)
 
-    def _tell_qemu(self, command: str) -> None:
-        """A monitor command whose answer does not matter: events tell what came of it."""
-        self._qmp.execute(command)
+    def _tell_qemu(
+        self,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        done: Callable[[QmpAnswer], None] | None = None,
+    ) -> None:
+        """Gives the monitor a command.  Without `done` its answer does not matter: events tell what came of it."""
+        self._qmp.execute(command, arguments, done)
+        self._send_qmp()
+
+    def _send_qmp(self) -> None:
         try:
             if self._qmp_end is not None:
                 self._qmp_end.send(self._qmp.transmit())
         except BlockingIOError as error:
-            raise MachineError("monitor", "QEMU", f"it does not take {command!r}", "it hangs: report it") from error
+            raise MachineError("monitor", "QEMU", "it takes no commands", "it hangs: report it") from error
 
     # the link
 
@@ -369,6 +395,6 @@ def void(_value: object) -> None:
     """Makes a call that returns something one that does not."""
 
 
-def entropy() -> bytes:
-    """Random bytes for a guest."""
-    return os.urandom(64)
+def new_identity() -> Identity:
+    """What no two guests may share; made when it is sent, because the clock is read on arrival."""
+    return Identity(entropy=os.urandom(ENTROPY_BYTES), clock_ns=time.time_ns())

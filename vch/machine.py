@@ -10,18 +10,19 @@ wait has a deadline or ends with the machine.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, cast
 
 from tether.link.messages import PRIMARY, Exec, Pong, Ready, Shutdown, Start, Started
 from tether.link.messages import Ping as PingRequest
-from tether.spec import Identity, Process, Spec
-from vch.driver import Driver, entropy
+from tether.spec import Network, Process, Spec
+from vch.clone.key import clone_of
+from vch.clone.origin import Cloning
+from vch.driver import Driver, new_identity
 from vch.errors import BootError, DeadlineError, MachineError
 from vch.promise import Promise
-from vch.qemu import Accelerator, MachineConfig
+from vch.qemu import TEMPLATE_MAC, Accelerator, Frozen, MachineConfig
 from vch.session import Session, Stdio
 
 if TYPE_CHECKING:
@@ -30,20 +31,39 @@ if TYPE_CHECKING:
 # An emulated machine on a host that is busy with several others: 40 times what it takes alone.  A machine that fails
 # says so at once; this is for one that does nothing at all.
 BOOT_SECONDS = {Accelerator.KVM: 30.0, Accelerator.TCG: 180.0}
+WAKE_SECONDS = {Accelerator.KVM: 10.0, Accelerator.TCG: 60.0}  # a clone; a machine that boots is the way out
 START_SECONDS = {Accelerator.KVM: 60.0, Accelerator.TCG: 300.0}  # seeding a volume copies what the image has there
 ANSWER_SECONDS = 60.0
 POWER_OFF_SECONDS = 60.0  # sync, unmount, power off, after the processes are gone
 KILL_SECONDS = 15.0
 
 
+def _silent(_sentence: str) -> None:
+    """For who does not want to know."""
+
+
 class Machine:
     """See the module."""
 
     def __init__(
-        self, config: MachineConfig, program: str, on_notice: Callable[[str], None] = lambda _sentence: None
+        self,
+        config: MachineConfig,
+        program: str,
+        on_notice: Callable[[str], None] = _silent,
+        *,
+        cloning: Cloning | None = None,
+        on_detail: Callable[[str], None] = _silent,
     ) -> None:
-        """`on_notice` hears, from another thread, what matters although it has ended nothing: a full disk."""
+        """`on_notice` hears, from another thread, what matters although it has ended nothing: a full disk.
+
+        With `cloning` it starts as a clone where it can (docs/clone.md); `on_detail` hears of what, or why it boots.
+        """
         self.config = config
+        self.cloned = False
+        """Whether it was started as a clone."""
+        self._program, self._on_notice, self._on_detail = program, on_notice, on_detail
+        self._cloning = cloning
+        self._killed = False
         self._driver = Driver(config, program, on_notice)
         self._sessions = PRIMARY
         self._booted = False
@@ -60,18 +80,38 @@ class Machine:
     def boot(self) -> Ready:
         """Starts QEMU and waits until tether is ready for a spec.  Raises BootError, or MachineError."""
         self._booted = True
+        template = self._cloning.template(self.config, self._program, self._on_detail) if self._cloning else None
+        if template is None:
+            return self._come_up(BOOT_SECONDS[self.config.accelerator])
+        cold = self._driver
+        config = clone_of(self.config, Frozen(template.memory, template.state))
+        self._driver = Driver(config, self._program, self._on_notice)
+        try:
+            ready = self._come_up(WAKE_SECONDS[self.config.accelerator])
+        except MachineError as error:
+            if self._killed:
+                raise
+            self._on_detail(f"it boots, because its clone did not come up: {error}")
+            self._driver = cold  # of the clone nothing is left
+            return self._come_up(BOOT_SECONDS[self.config.accelerator])
+        finally:
+            template.close()
+        self.cloned = True
+        return ready
+
+    def _come_up(self, seconds: float) -> Ready:
+        """Starts the driver, and waits for the agent's Ready.  Whatever goes wrong: QEMU is gone then."""
         self._driver.start()
-        seconds = BOOT_SECONDS[self.config.accelerator]
         try:
             return self._driver.ready.result(seconds)
         except DeadlineError:
             console = self._driver.console
             heard = f"; last heard: {console.last_words}" if console.last_words else ", and nothing was heard from it"
-            self.close()
+            self._close_driver()
             cause = f"it did not come up within {seconds:.0f} s{heard}"
             raise BootError("boot", "guest", cause, "run it with -D to see the console", console.tail()) from None
         except BaseException:
-            self.close()
+            self._close_driver()
             raise
 
     def start(self, spec: Spec, stdio: Stdio | None = None) -> tuple[Session, Started]:
@@ -79,8 +119,9 @@ class Machine:
 
         Raises GuestError if a step fails in the guest, or the error the machine ended with.
         """
-        # What no two machines may share is made at the last moment: the clock is read on arrival.
-        spec = spec.but(identity=Identity(entropy=entropy(), clock_ns=time.time_ns()))
+        spec = spec.but(identity=new_identity())
+        if self.cloned:
+            spec = spec.but(network=_as_found(spec.network))
         return self._open(PRIMARY, Start(spec=spec), stdio or Stdio(), START_SECONDS[self.config.accelerator])
 
     def exec(self, process: Process, stdio: Stdio | None = None) -> tuple[Session, Started]:
@@ -117,6 +158,7 @@ class Machine:
 
     def kill(self) -> None:
         """Ends it at once, as pulling the plug would."""
+        self._killed = True
         self._driver.kill()
 
     def abandon_output(self) -> None:
@@ -127,7 +169,11 @@ class Machine:
         """Sees to it that nothing of it is left.  A second call does nothing."""
         if not self._booted:
             return
-        self.kill()
+        self._killed = True
+        self._close_driver()
+
+    def _close_driver(self) -> None:
+        self._driver.kill()
         if not self._driver.join(KILL_SECONDS):
             # Only output that nobody takes can hold it up now, and who closes a machine does not wait for that.
             self._driver.abandon_output()
@@ -142,3 +188,8 @@ class Machine:
         session = Session(self._driver, number)
         started = self._driver.open(session, message, lambda: session.loop_connect(stdio))
         return session, cast("Started", started.result(seconds))
+
+
+def _as_found(network: Network) -> Network:
+    """The network of a clone: its NIC has the template's address until it is given its own."""
+    return network.but(interfaces=tuple(nic.but(found_as=TEMPLATE_MAC) for nic in network.interfaces))

@@ -29,6 +29,7 @@ CONSOLE_DEVICE = "ttyS0"
 LINK_UART = "ttyS1"
 LINK_VSOCK_PORT = 5180  # where tether connects to at a device of our own
 HOST_CID = 2  # VMADDR_CID_HOST
+TEMPLATE_MAC = "02:00:00:00:00:00"  # of the NIC of every template, and of a clone's until it has its own
 
 # What slirp, the user-mode network, gives to its one guest (QEMU manual, "Using the user mode network stack").
 USER_ADDRESS = "10.0.2.15/24"
@@ -92,6 +93,22 @@ class BootFiles:
     """None: QEMU's own, SeaBIOS."""
 
 
+class Role(Enum):
+    """What a machine is to be."""
+
+    COLD = "cold"  # one that boots, and becomes a container
+    TEMPLATE = "template"  # one that boots, and is frozen when it waits for its spec
+    CLONE = "clone"  # one that goes on where a template was frozen
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Open files of a template: its memory, and the state of its devices."""
+
+    memory: int
+    state: int
+
+
 @dataclass(frozen=True)
 class KernelVsock:
     """The host kernel's vsock: its open device, which holds the guest's CID, and the port where we listen."""
@@ -123,6 +140,9 @@ class MachineConfig:
     """More words for the command line: benches and tests put a raw port beside the link."""
     device_fds: tuple[int, ...] = ()
     """File descriptors that these speak of."""
+    role: Role = Role.COLD
+    frozen: Frozen | None = None
+    """The files to freeze a template into, or to clone it from; None for a machine that has nothing to do with one."""
 
 
 def command_line(config: MachineConfig, channels: Channels, program: str = PROGRAM) -> list[str]:
@@ -134,7 +154,7 @@ def command_line(config: MachineConfig, channels: Channels, program: str = PROGR
         *_link(config, channels.link),
         *config.devices,
         *_drives(config),
-        *_network(config.network),
+        *_network(config),
         *_boot(config),
     ]
 
@@ -142,7 +162,9 @@ def command_line(config: MachineConfig, channels: Channels, program: str = PROGR
 def inherited(config: MachineConfig, channels: Channels) -> tuple[int, ...]:
     """The file descriptors that the command line speaks of."""
     vsock = (config.kernel_vsock.fd,) if config.kernel_vsock else ()
-    return (channels.qmp, channels.link, channels.console, *vsock, *config.fd_sets.values(), *config.device_fds)
+    frozen = (config.frozen.memory, config.frozen.state) if config.frozen is not None else ()
+    fds = (channels.qmp, channels.link, channels.console, *vsock, *config.fd_sets.values(), *config.device_fds)
+    return (*fds, *frozen)
 
 
 def _base(config: MachineConfig) -> list[str]:
@@ -167,8 +189,24 @@ def _base(config: MachineConfig) -> list[str]:
         *("-cpu", cpu),
         *("-smp", str(config.cpus)),
         *("-m", f"{config.memory_mib}M"),
+        *_memory(config),
         *("-object", "rng-random,id=entropy,filename=/dev/urandom"),
         *("-device", "virtio-rng-pci,rng=entropy"),
+    ]
+
+
+def _memory(config: MachineConfig) -> list[str]:
+    """A template's memory is a file; a clone maps it copy-on-write, so what it does not change is shared by all.
+
+    The file is named by its open descriptor: it may be removed while clones of it run.
+    """
+    if config.frozen is None:
+        return []
+    share = "on" if config.role is Role.TEMPLATE else "off,reserve=off"  # or each clone would be counted in full
+    path = f"/proc/self/fd/{config.frozen.memory}"
+    return [
+        *("-object", f"memory-backend-file,id=ram,size={config.memory_mib}M,mem-path={path},share={share}"),
+        *("-machine", "memory-backend=ram"),
     ]
 
 
@@ -221,13 +259,24 @@ def _drives(config: MachineConfig) -> list[str]:
     for number, descriptor in sorted(config.fd_sets.items()):
         words += ["-add-fd", f"fd={descriptor},set={number}"]
     words += ["-device", "virtio-scsi-pci,id=scsi"]
+    if config.role is Role.CLONE:
+        return words  # its devices are its template's: what it has besides is plugged in (vch/resume.py)
     for index, drive in enumerate(config.drives):
-        node = f"drive{index}"
-        words += ["-blockdev", json.dumps(blockdev(node, drive))]
-        device = f"scsi-hd,bus=scsi.0,lun={index},drive={node},serial={drive.serial}"
-        # Without space on the host the machine stops (vch/full_disk.py); other errors are the guest's to handle.
-        words += ["-device", device + ("" if drive.read_only else ",werror=enospc")]
+        words += ["-blockdev", json.dumps(blockdev(node_name(index), drive))]
+        words += ["-device", ",".join(f"{key}={value}" for key, value in disk_device(index, drive).items())]
     return words
+
+
+def node_name(index: int) -> str:
+    """Of the drive with this index."""
+    return f"drive{index}"
+
+
+def disk_device(index: int, drive: Drive) -> dict[str, object]:
+    """The device of a drive, as -device and QMP's device_add take it."""
+    device = {"driver": "scsi-hd", "bus": "scsi.0", "lun": index, "drive": node_name(index), "serial": drive.serial}
+    # Without space on the host the machine stops (vch/full_disk.py); other errors are the guest's to handle.
+    return device if drive.read_only else {**device, "werror": "enospc"}
 
 
 def blockdev(node: str, drive: Drive) -> dict[str, object]:
@@ -242,22 +291,29 @@ def blockdev(node: str, drive: Drive) -> dict[str, object]:
     }
 
 
-def _network(network: UserNetwork | None) -> list[str]:
+def _network(config: MachineConfig) -> list[str]:
+    """The NIC.  A template's leads nowhere; the address of a clone's is its template's until the guest changes it."""
+    network = config.network
     if network is None:
         return []
+    if config.role is Role.TEMPLATE:
+        return ["-device", f"virtio-net-pci,mac={TEMPLATE_MAC},romfile="]
     forwards = [
         f"hostfwd={port.protocol}:{port.host_address}:{port.host_port}-:{port.guest_port}" for port in network.published
     ]
+    mac = TEMPLATE_MAC if config.role is Role.CLONE else network.mac
     return [
         *("-netdev", ",".join(["user", "id=net", "ipv6=off", *forwards])),
-        *("-device", f"virtio-net-pci,netdev=net,mac={network.mac},romfile="),
+        *("-device", f"virtio-net-pci,netdev=net,mac={mac},romfile="),
     ]
 
 
 def _boot(config: MachineConfig) -> list[str]:
     boot = config.boot
-    initramfs: Sequence[str] = ("-initrd", str(boot.initramfs)) if boot.initramfs else ()
     firmware: Sequence[str] = ("-bios", str(boot.firmware)) if boot.firmware else ()
+    if config.role is Role.CLONE:  # the kernel is in the template's memory
+        return [*firmware, "-incoming", "defer"]
+    initramfs: Sequence[str] = ("-initrd", str(boot.initramfs)) if boot.initramfs else ()
     words = (*boot.arguments, *link_argument(config))
     return [*firmware, "-kernel", str(boot.kernel), *initramfs, "-append", " ".join(words)]
 

@@ -19,6 +19,8 @@ from tether.link.messages import PRIMARY, Resize, Signal
 from tether.spec import Identity
 from vch import settings as settings_module
 from vch import terminal
+from vch.clone.origin import Cloning
+from vch.clone.store import Store
 from vch.disks import DiskSet
 from vch.errors import GuestError, MachineLostError, OperationError, UsageError
 from vch.explain import is_missing_command
@@ -105,7 +107,7 @@ class _Run:
             disks = self._disks(prepared)
             config = self._machine_config(prepared, disks, id_)
             self._debug(f"machine {config.name}: {prepared.verdict.accelerator.value}, {config.memory_mib} MiB")
-            machine = Machine(config, prepared.program, self._notice)
+            machine = Machine(config, prepared.program, self._notice, cloning=self._cloning(), on_detail=self._debug)
             self._held.callback(machine.close)
             self._profile.machine_starts()
             ready = machine.boot()
@@ -217,6 +219,10 @@ class _Run:
             fd_sets=disks.fd_sets,
             link=self._settings.link,
         )
+
+    def _cloning(self) -> Cloning | None:
+        folder = self._settings.templates
+        return None if self._options.cold or folder is None else Cloning(Store(folder))
 
     def _placement(self, prepared: Prepared, id_: str) -> Placement:
         return Placement(

@@ -20,6 +20,7 @@ DEFAULT_STOP_SECONDS = 10  # Docker's
 _S, _V, _L = Kind.SWITCH, Kind.VALUE, Kind.LIST
 FLAGS = (
     Flag("add-host", "", _L, "NAME:IP", "add a line to /etc/hosts; IP may be host-gateway"),
+    Flag("cold", "", _S, "", "boot the machine instead of cloning one that waits"),
     Flag("cpus", "", _V, "N", "number of processors (1.5 makes 2)"),
     Flag("debug", "D", _S, "", "show what is done, and the console when it fails"),
     Flag("dns", "", _L, "IP", "name server in place of the host's"),
@@ -92,6 +93,7 @@ class RunOptions:
     timing_file: str | None = None
     profile: bool = False
     profile_file: str | None = None
+    cold: bool = False
 
 
 class _Collected:
@@ -173,6 +175,7 @@ def parse_run(words: Sequence[str], environ: Mapping[str, str], debug: bool = Fa
         timing_file=said.value("timing-file", str),
         profile=said.switch("profile"),
         profile_file=said.value("profile-file", str),
+        cold=said.switch("cold"),
     )
 
 

@@ -11,6 +11,7 @@
     disk_size = "16g"           # VCH_DISK_SIZE   most that a container can write
     volume_size = "16g"         # VCH_VOLUME_SIZE of a volume that is made
     verity = false              # VCH_VERITY      check every block of an image that is read
+    templates = "/dev/shm"      # VCH_TEMPLATES   folder, in memory, of what machines are cloned from; "off": they boot
 
 The state folder is VCH_HOME, by default ~/.local/share/vch (imagebuild/home.py).  Other tables of the file are for
 images and registries; imagebuild/config_file.py reads them, and only when a registry is needed.
@@ -46,6 +47,8 @@ LEAST_MEMORY = 96 * MIB  # below this the kernel may not get as far as the conta
 DEFAULT_CPUS = 1  # a second one costs boot time, and much of it without KVM
 DISK_SIZE = 16 * GIB  # sparse: costs what is written
 _TRUTHS = {"true": True, "1": True, "false": False, "0": False}
+TEMPLATES = Path("/dev/shm")  # clones share the memory of their template only while it is in memory itself
+NO_TEMPLATES = "off"
 _REMEDY = "see docs/run.md, Settings"
 
 
@@ -63,6 +66,8 @@ class Settings:
     disk_size: int = DISK_SIZE
     volume_size: int = DISK_SIZE
     verity: bool = False
+    templates: Path | None = TEMPLATES
+    """None: machines are not cloned."""
 
     @property
     def state(self) -> Path:
@@ -84,6 +89,7 @@ def load(environ: Mapping[str, str]) -> Settings:
         disk_size=given.value("disk_size", "VCH_DISK_SIZE", _size, DISK_SIZE),
         volume_size=given.value("volume_size", "VCH_VOLUME_SIZE", _size, DISK_SIZE),
         verity=given.value("verity", "VCH_VERITY", _truth, False),
+        templates=given.value("templates", "VCH_TEMPLATES", _templates, TEMPLATES),
     )
     given.refuse_rest()
     return settings
@@ -156,6 +162,14 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"'{text}' is no number of processors")
     return int(text)
+
+
+def _templates(text: str) -> Path | None:
+    if text == NO_TEMPLATES:
+        return None
+    if not text.startswith("/"):
+        raise ValueError(f"'{text}' is neither an absolute path nor {NO_TEMPLATES}")
+    return Path(text)
 
 
 def _choice(choices: tuple[str, ...]) -> Callable[[str], str]:

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,15 @@ def home() -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["VCH_HOME"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def templates() -> Iterator[Path]:
+    """A folder, in memory, for what the machines of the tests are cloned from; it ends with the tests."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(prefix="vch-tests-", dir=memory if memory.is_dir() else None) as folder:
+        os.environ["VCH_TEMPLATES"] = folder
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,8 @@ from pathlib import Path
 from tether.link.messages import Started
 from tether.spec import Identity, Process, Spec
 from vch import settings
+from vch.clone.origin import Cloning
+from vch.clone.store import Store
 from vch.disks import DiskSet
 from vch.machine import Machine
 from vch.prepare import prepare
@@ -131,7 +133,8 @@ def container(
             boot=prepared.boot, drives=(*disks.drives, *more_drives), fd_sets=disks.fd_sets,
             network=UserNetwork(MAC, ()) if options.network == "user" else None,
         )
-        machine = held.enter_context(Machine(config, prepared.program))
+        cloning = Cloning(Store(configured.templates)) if configured.templates is not None else None
+        machine = held.enter_context(Machine(config, prepared.program, cloning=cloning))
         placement = Placement(id="0" * 64, mac=MAC, layers=prepared.layers, verity=prepared.verity)
         spec = build_spec(options, prepared.run, placement, Identity(entropy=b"", clock_ns=0))
         held.callback(prepared.lease.release)

@@ -1,0 +1,72 @@
+"""Which machines can be clones of one template: those whose templates would be started by the same words.
+
+A template is started like any machine, without what differs from one machine to the next: disks are plugged into the
+clone, the NIC leads nowhere, and the memory is a file.  So the command line says almost everything that the state of
+the template depends on.  What it does not say is in the files that it names and in the processor of the host.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+from vch import qemu
+from vch.qemu import Channels, Frozen, LinkKind, MachineConfig, Role, UserNetwork
+
+FORMAT = 1  # of the files of a template, and of what its guest and its clones' hosts agree on
+TEMPLATE_WORD = "tether.template"  # of the kernel command line (tether/kernelargs.py)
+_DEBUG_WORD, _QUIET_WORD = "tether.debug", "quiet"
+_CPU_FACTS = ("vendor_id", "model name", "stepping", "flags")
+_CPU_BYTES = 16384  # of /proc/cpuinfo: more than what it says of one processor
+_NOWHERE = Channels(0, 0, 0)
+
+
+def fits(config: MachineConfig) -> bool:
+    """Whether this machine may be a clone: its link's state is in its memory, and its devices are the usual ones."""
+    usual = config.link is LinkKind.VIRTIO_SERIAL and config.link_path is None and not config.devices
+    return usual and config.role is Role.COLD and TEMPLATE_WORD not in config.boot.arguments
+
+
+def template_of(config: MachineConfig, frozen: Frozen) -> MachineConfig:
+    """The machine that this one could be a clone of."""
+    arguments = tuple(_QUIET_WORD if word == _DEBUG_WORD else word for word in config.boot.arguments)
+    return replace(
+        config,
+        name="template",
+        boot=replace(config.boot, arguments=(*arguments, TEMPLATE_WORD)),
+        drives=(),
+        fd_sets={},
+        network=None if config.network is None else UserNetwork(qemu.TEMPLATE_MAC),
+        role=Role.TEMPLATE,
+        frozen=frozen,
+    )
+
+
+def clone_of(config: MachineConfig, frozen: Frozen) -> MachineConfig:
+    """This machine as a clone."""
+    return replace(config, role=Role.CLONE, frozen=frozen)
+
+
+def key_of(config: MachineConfig, program: str) -> str:
+    """The key of the template that fits.  Raises OSError if a file that it depends on is not there."""
+    words = qemu.command_line(template_of(config, Frozen(0, 0)), _NOWHERE, os.path.realpath(program))
+    boot = config.boot
+    files = [_file(Path(path)) for path in (program, boot.kernel, boot.initramfs, boot.firmware) if path is not None]
+    facts = [f"format {FORMAT}", *words, *files, *_processor()]
+    return sha256("\0".join(facts).encode()).hexdigest()[:32]
+
+
+def _file(path: Path) -> str:
+    """A file by what changes whenever its content does: kernels and boot images are never written in place."""
+    real = os.path.realpath(path)
+    found = os.stat(real)
+    return f"{real} {found.st_size} {found.st_mtime_ns} {found.st_ino}"
+
+
+def _processor() -> list[str]:
+    """What the host's processor is: guests see it under KVM, and some of it under emulation."""
+    with open("/proc/cpuinfo", "rb") as file:
+        text = file.read(_CPU_BYTES).partition(b"\n\n")[0].decode("ascii", "replace")
+    return [line for line in text.splitlines() if line.startswith(_CPU_FACTS)]

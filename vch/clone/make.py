@@ -1,0 +1,183 @@
+"""Making a template: boot a machine with its memory in a file, wait until its agent waits, freeze it.
+
+    QEMU boots ─► the agent says WAITING on the bare port ─► stop ─► migrate to a file, memory left where it is ─► quit
+
+The guest's memory is the file (`share=on`), so with QEMU's capability x-ignore-shared only the state of the devices is
+written, 0.3 MB.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tether.link.reactor import Reactor
+from tether.link.waking import WAITING
+from vch import qemu
+from vch.clone.key import template_of
+from vch.clone.store import MEMORY, STATE, Facts, Store, describe_files
+from vch.console import Console
+from vch.errors import BootError, DeadlineError, HostError, MachineError
+from vch.explain import Evidence, Stage, explain
+from vch.qemu import Accelerator, Channels, Frozen, MachineConfig
+from vch.qemu_process import QemuProcess, channel
+from vch.qmp import Qmp, QmpAnswer, QmpProtocolError
+
+MIB = 1 << 20
+BOOT_SECONDS = {Accelerator.KVM: 30.0, Accelerator.TCG: 180.0}  # as for any machine (vch/machine.py)
+FREEZE_SECONDS = 30.0  # 15 to 30 ms on an idle host
+SETTLE_SECONDS = 0.05  # from its word to its wait; a template frozen in between is as good, but wakes a little later
+READ_SIZE = 64 << 10
+CAPABILITIES = [{"capability": "x-ignore-shared", "state": True}, {"capability": "events", "state": True}]
+
+
+def make_template(config: MachineConfig, program: str, key: str, store: Store) -> bool:
+    """Makes the template that `config` could be a clone of; False if another process is making it.
+
+    Raises OperationError if it cannot be made here; nothing is left of it then.
+    """
+    room, wanted = store.room(), config.memory_mib * MIB
+    if room < wanted:  # a guest that finds its memory full is killed by SIGBUS: better not even to begin
+        cause = f"{room // MIB} MiB are free, and the memory of the template may take {config.memory_mib}"
+        raise HostError("make template", str(store.folder), cause, "set VCH_TEMPLATES to a folder with more room")
+    with store.making(key) as scratch:
+        if scratch is None:
+            return False
+        opened: list[int] = []
+        try:
+            for name in (MEMORY, STATE):
+                opened.append(os.open(scratch / name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            memory, state = opened
+            os.ftruncate(memory, wanted)
+            _Template(template_of(config, Frozen(memory, state)), program).freeze()
+            store.complete(scratch, _facts(config, key, memory, state))
+        except OSError as error:
+            raise HostError("make template", str(store.folder), error.strerror or str(error)) from error
+        finally:
+            for descriptor in opened:
+                os.close(descriptor)
+    return True
+
+
+def _facts(config: MachineConfig, key: str, memory: int, state: int) -> Facts:
+    return Facts(
+        key=key,
+        kernel=Path(os.path.realpath(config.boot.kernel)).parent.name,
+        memory_mib=config.memory_mib,
+        cpus=config.cpus,
+        network=config.network is not None,
+        accelerator=config.accelerator.value,
+        made=time.time(),
+        **describe_files(memory, state),
+    )
+
+
+class _Template:
+    """The machine while it is made; lives in the thread that makes it."""
+
+    def __init__(self, config: MachineConfig, program: str) -> None:
+        self._config, self._program = config, program
+        self._reactor, self._console, self._qmp = Reactor(), Console(), Qmp()
+        self._said = b""
+        self._status = ""  # of the migration
+        self._process: QemuProcess | None = None
+
+    def freeze(self) -> None:
+        """All of it.  Raises OperationError."""
+        ours, theirs = zip(*(channel() for _ in range(3)), strict=True)
+        channels = Channels(*(end.fileno() for end in theirs))
+        try:
+            command = qemu.command_line(self._config, channels, self._program)
+            self._process = process = QemuProcess(command, qemu.inherited(self._config, channels))
+            for end in theirs:
+                end.close()
+            try:
+                self._watch(process, *ours)
+                self._boot()
+                self._migrate(ours[0])
+            finally:
+                process.close()
+        finally:
+            for end in (*ours, *theirs):
+                end.close()
+            self._reactor.close()
+
+    def _boot(self) -> None:
+        seconds = BOOT_SECONDS[self._config.accelerator]
+        self._wait("the template to boot", lambda: WAITING in self._said, seconds)
+        self._reactor.run_until(lambda: False, SETTLE_SECONDS)
+
+    def _migrate(self, monitor: socket.socket) -> None:
+        assert self._config.frozen is not None
+        self._tell(monitor, "stop")
+        self._tell(monitor, "migrate-set-capabilities", {"capabilities": CAPABILITIES})
+        self._tell(monitor, "getfd", {"fdname": "state"}, self._config.frozen.state)
+        self._tell(monitor, "migrate", {"uri": "fd:state"})
+        self._wait("the template to be frozen", lambda: self._status in ("completed", "failed"), FREEZE_SECONDS)
+        if self._status == "failed":
+            raise self._error(f"QEMU could not write its state; {self._complaint()}")
+
+    def _tell(
+        self, monitor: socket.socket, command: str, arguments: Mapping[str, Any] | None = None, *files: int
+    ) -> None:
+        def answered(answer: QmpAnswer) -> None:
+            if answer.error:
+                raise self._error(f"{command}: {answer.error}")
+
+        self._qmp.execute(command, arguments, answered)
+        socket.send_fds(monitor, [self._qmp.transmit()], files)
+
+    def _wait(self, what: str, done: Any, seconds: float) -> None:
+        """Runs until `done`, or raises the error that says why it will never be."""
+        process = self._process
+        assert process is not None
+        if self._reactor.run_until(lambda: done() or process.poll() is not None, seconds):
+            if not done():
+                raise explain(Evidence(Stage.BOOTING, self._console, process.poll()))
+            return
+        heard = f"; last heard: {self._console.last_words}" if self._console.last_words else ""
+        raise DeadlineError("make template", what, f"not within {seconds:.0f} s{heard}", console=self._console.tail())
+
+    def _watch(self, process: QemuProcess, monitor: socket.socket, link: socket.socket, console: socket.socket) -> None:
+        def take_link(data: bytes) -> None:
+            self._said = (self._said + data)[-READ_SIZE:]
+
+        self._watch_socket(monitor, self._take_qmp)
+        self._watch_socket(link, take_link)
+        self._watch_socket(console, self._console.feed)
+        ended = self._reactor.watch(process.pidfd, lambda _ready: ended.close())
+
+    def _watch_socket(self, end: socket.socket, take: Any) -> None:
+        def ready(_conditions: int) -> None:
+            try:
+                data = end.recv(READ_SIZE)
+            except BlockingIOError:
+                return
+            except ConnectionResetError:
+                data = b""
+            if data:
+                take(data)
+            else:
+                watch.close()
+
+        watch = self._reactor.watch(end.fileno(), ready)
+
+    def _take_qmp(self, data: bytes) -> None:
+        try:
+            for event in self._qmp.receive(data):
+                if event.name == "MIGRATION":
+                    self._status = str(event.data.get("status"))
+        except QmpProtocolError as error:
+            raise MachineError("monitor", "QEMU", str(error), "report it") from error
+
+    def _error(self, cause: str) -> BootError:
+        return BootError("make template", "QEMU", cause, console=self._console.tail())
+
+    def _complaint(self) -> str:
+        assert self._process is not None
+        self._process.read_stderr()
+        return self._process.complaint

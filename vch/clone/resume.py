@@ -1,0 +1,66 @@
+"""Bringing a clone to life: what QEMU is told, from the moment it waits for its state to the moment the guest runs.
+
+    capabilities, disks' files ─► migrate-incoming ─► completed ─► disks plugged in ─► Wake on the link ─► cont
+
+The guest sees its disks in the instant that it wakes, and finds the Wake as the first thing on its link.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from vch.clone.make import CAPABILITIES
+from vch.errors import BootError
+from vch.qemu import MachineConfig, blockdev, disk_device, node_name
+from vch.qmp import QmpAnswer, QmpEvent
+
+Execute = Callable[[str, Mapping[str, Any] | None, Callable[[QmpAnswer], None] | None], None]
+
+
+class Resume:
+    """One clone on its way, in its machine's I/O thread."""
+
+    def __init__(self, config: MachineConfig, execute: Execute, wake: Callable[[], None]) -> None:
+        """`execute` gives a command to QEMU; `wake` writes the Wake, and is called when nothing can go wrong any more
+        but in the guest."""
+        self._config, self._execute, self._wake = config, execute, wake
+        self._plugged = 0
+
+    def begin(self) -> None:
+        """Tells QEMU everything that it can be told at once."""
+        assert self._config.frozen is not None
+        self._tell("migrate-set-capabilities", {"capabilities": CAPABILITIES})
+        for index, drive in enumerate(self._config.drives):
+            self._tell("blockdev-add", blockdev(node_name(index), drive))
+        self._tell("migrate-incoming", {"uri": f"fd:{self._config.frozen.state}"})
+
+    def event(self, event: QmpEvent) -> None:
+        """Takes a MIGRATION event.  A state that does not fit ends QEMU, which says why itself."""
+        if event.data.get("status") != "completed":
+            return
+        for index, drive in enumerate(self._config.drives):
+            device = {**disk_device(index, drive), "id": f"disk{index}"}
+            self._tell("device_add", device, self._plug)
+        if not self._config.drives:
+            self._run()
+
+    def _plug(self) -> None:
+        self._plugged += 1
+        if self._plugged == len(self._config.drives):
+            self._run()
+
+    def _run(self) -> None:
+        self._wake()
+        self._tell("cont")
+
+    def _tell(
+        self, command: str, arguments: Mapping[str, Any] | None = None, then: Callable[[], None] | None = None
+    ) -> None:
+        def answered(answer: QmpAnswer) -> None:
+            if answer.error:
+                raise BootError("clone", "QEMU", f"{command}: {answer.error}")
+            if then is not None:
+                then()
+
+        self._execute(command, arguments, answered)
