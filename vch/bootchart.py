@@ -38,6 +38,7 @@ PART_OF = {
     "mount pseudo filesystems": Part.MOUNTS,
     "load modules": Part.KERNEL,
     "open link": Part.LINK,
+    "wake up": Part.LINK,
     "take identity": Part.LINK,
     "check spec": Part.LINK,
     "mount layers": Part.DISKS,
@@ -92,9 +93,15 @@ def spans(moments: Moments, phases: Sequence[Phase]) -> list[Span]:
     """The time line, in order, without holes: what lies between two phases is shown as waiting for the link."""
     began, zero = moments.began, moments.guest_zero - moments.began
     machine = moments.machine - began
-    line = [Span("prepare", Part.HOST, 0.0, machine), Span("QEMU and firmware", Part.FIRMWARE, machine, zero - machine)]
-    now, seen = zero, False
-    for phase in sorted(phases, key=lambda one: one.start_us):
+    ordered = sorted(phases, key=lambda one: one.start_us)
+    line = [Span("prepare", Part.HOST, 0.0, machine)]
+    if zero < machine and ordered:  # a clone: its clock began when its template did
+        now, seen = zero + ordered[0].start_us / 1e6, True
+        line.append(Span("QEMU and template", Part.FIRMWARE, machine, now - machine))
+    else:
+        now, seen = zero, False
+        line.append(Span("QEMU and firmware", Part.FIRMWARE, machine, zero - machine))
+    for phase in ordered:
         start = zero + phase.start_us / 1e6
         if start - now > LEAST_GAP_S:
             line.append(_waiting(phase, now, start) if seen else Span("kernel", Part.KERNEL, now, start - now))

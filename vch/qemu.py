@@ -263,7 +263,8 @@ def _drives(config: MachineConfig) -> list[str]:
         return words  # its devices are its template's: what it has besides is plugged in (vch/resume.py)
     for index, drive in enumerate(config.drives):
         words += ["-blockdev", json.dumps(blockdev(node_name(index), drive))]
-        words += ["-device", ",".join(f"{key}={value}" for key, value in disk_device(index, drive).items())]
+        driver, *properties = disk_device(index, drive).items()
+        words += ["-device", ",".join([str(driver[1]), *(f"{key}={value}" for key, value in properties)])]
     return words
 
 

@@ -47,7 +47,8 @@ LEAST_MEMORY = 96 * MIB  # below this the kernel may not get as far as the conta
 DEFAULT_CPUS = 1  # a second one costs boot time, and much of it without KVM
 DISK_SIZE = 16 * GIB  # sparse: costs what is written
 _TRUTHS = {"true": True, "1": True, "false": False, "0": False}
-TEMPLATES = Path("/dev/shm")  # clones share the memory of their template only while it is in memory itself
+# Clones share the memory of their template only while it is in memory itself.
+TEMPLATES: Path | None = Path("/dev/shm")
 NO_TEMPLATES = "off"
 _REMEDY = "see docs/run.md, Settings"
 

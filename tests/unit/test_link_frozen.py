@@ -117,6 +117,7 @@ SPEC = Spec(
                 mac="02:00:00:00:00:03",
                 routes=(Route(destination="10.1.0.0/16", gateway="10.0.0.1", metric=5, source="10.0.0.9"),),
                 dhcp=True,
+                found_as="02:00:00:00:00:00",
                 announce=False,
             ),
         ),

@@ -177,7 +177,7 @@ def test_timing_is_told(vch: Vch, image: str) -> None:
 
 
 def test_the_boot_chart_is_told_and_drawn(vch: Vch, image: str, tmp_path: Path) -> None:
-    run = vch("run", "--profile", "--profile-file", str(tmp_path / "boot.svg"), image, "echo", "x")
+    run = vch("run", "--cold", "--profile", "--profile-file", str(tmp_path / "boot.svg"), image, "echo", "x")
     assert run.stdout == b"x\n"
     told = dict(re.findall(rb"^([a-z ,A-Z]+?)  +\w+ +\d+ +([0-9.]+)$", run.stderr, re.MULTILINE))
     for name in (b"QEMU and firmware", b"kernel", b"start interpreter", b"import agent", b"mount layers",
