@@ -131,7 +131,7 @@ def test_kill_of_qemu_is_told(vch: Vch, image: str) -> None:
 
 
 def test_kill_of_qemu_while_booting(vch: Vch, image: str) -> None:
-    process = vch.start("run", image, "true")
+    process = vch.start("run", "--cold", image, "true")
     os.kill(machine_of(process), signal.SIGKILL)
     code, _, err = finish(process)
     assert (code, b"vch: boot: QEMU: killed by SIGKILL" in err) == (125, True)
