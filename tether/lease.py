@@ -105,12 +105,13 @@ def _routes(message: Message) -> tuple[Route, ...]:
 
 
 def _search(message: Message) -> tuple[str, ...]:
-    """Search domains, those that are harmless in a resolv.conf."""
+    """Search domains; none if one of them would say something else in a resolv.conf."""
     if DOMAIN_SEARCH in message.options:
         names = domain_names(message.options[DOMAIN_SEARCH])
     else:
         names = tuple(message.options.get(DOMAIN_NAME, b"").decode("latin-1").rstrip("\0").split(" "))
-    return tuple(name for name in names if name.strip(".") and set(name) <= _NAME_BYTES)
+    names = tuple(name for name in names if name.strip("."))
+    return names if all(set(name) <= _NAME_BYTES for name in names) else ()
 
 
 def _usable(address: str) -> bool:

@@ -52,10 +52,20 @@ def configure(network: Network) -> tuple[Interface, ...]:
             slow.append(interface)
         else:
             name = find_interface(interface.found_as or interface.mac)
+            be_static(interface, name)
             requests += addressing(interface, name)
             requests += routing(interface, name)
     carry_out(requests)
     return tuple(slow)
+
+
+def be_static(interface: Interface, name: str) -> None:
+    """An interface whose IPv6 addresses are given takes none, and no routes either, from routers that advertise some.
+
+    One without any keeps the kernel's way: it configures itself where there is such a router (RFC 4862).
+    """
+    if any(":" in cidr for cidr in interface.addresses):
+        files.write(f"/proc/sys/net/ipv6/conf/{name}/accept_ra", b"0")
 
 
 def addressing(interface: Interface, name: str) -> list[Request]:

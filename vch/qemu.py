@@ -22,6 +22,7 @@ from enum import Enum
 from pathlib import Path
 
 from vch.ports import Published
+from vch.user_network import Addresses, addresses, netdev_words
 
 PROGRAM = "qemu-system-x86_64"
 LINK_PORT = "org.vch.link.0"  # name of tether's virtio-serial port, as the guest sees it
@@ -30,11 +31,6 @@ LINK_UART = "ttyS1"
 LINK_VSOCK_PORT = 5180  # where tether connects to at a device of our own
 HOST_CID = 2  # VMADDR_CID_HOST
 TEMPLATE_MAC = "02:00:00:00:00:00"  # of the NIC of every template, and of a clone's until it has its own
-
-# What slirp, the user-mode network, gives to its one guest (QEMU manual, "Using the user mode network stack").
-USER_ADDRESS = "10.0.2.15/24"
-USER_GATEWAY = "10.0.2.2"  # also: the host itself
-USER_RESOLVER = "10.0.2.3"
 
 
 class Accelerator(Enum):
@@ -71,6 +67,7 @@ class UserNetwork:
 
     mac: str
     published: tuple[Published, ...] = ()
+    addresses: Addresses = field(default_factory=lambda: addresses(None, None, host_has_ipv6=False))
 
 
 @dataclass(frozen=True)
@@ -304,7 +301,7 @@ def _network(config: MachineConfig) -> list[str]:
     ]
     mac = TEMPLATE_MAC if config.role is Role.CLONE else network.mac
     return [
-        *("-netdev", ",".join(["user", "id=net", "ipv6=off", *forwards])),
+        *("-netdev", ",".join(["user", "id=net", *netdev_words(network.addresses), *forwards])),
         *("-device", f"virtio-net-pci,netdev=net,mac={mac},romfile="),
     ]
 

@@ -43,9 +43,11 @@ from vch.spec_plan import (
     arguments,
     build_spec,
     parse_resolver,
+    user_addresses,
     volume_mounts,
 )
 from vch.timing import Stopwatch
+from vch.user_network import host_has_ipv6
 
 EXIT_OURS = 125  # Docker: the daemon itself failed
 EXIT_KILLED = 128 + 9  # what Docker reports of a container whose end it did not see
@@ -207,7 +209,7 @@ class _Run:
             chosen = check_free(options.ports)
             for line in describe_chosen(options.ports, chosen):
                 self._say(line)
-            network = UserNetwork(_mac(id_), tuple(chosen))
+            network = UserNetwork(self._mac(id_), tuple(chosen), user_addresses(options, host_has_ipv6()))
         return MachineConfig(
             name=f"vch-{options.name or id_[:12]}",
             accelerator=prepared.verdict.accelerator,
@@ -227,12 +229,17 @@ class _Run:
     def _placement(self, prepared: Prepared, id_: str) -> Placement:
         return Placement(
             id=id_,
-            mac=_mac(id_),
+            mac=self._mac(id_),
             layers=prepared.layers,
             verity=prepared.verity,
             resolver=_host_resolver(),
             terminal=terminal.size(0, 1, 2) if self._options.tty else None,
+            host_has_ipv6=host_has_ipv6(),
         )
+
+    def _mac(self, id_: str) -> str:
+        """The user's, or a locally administered unicast address out of the ID."""
+        return self._options.mac or "02:" + ":".join(id_[at : at + 2] for at in range(0, 10, 2))
 
     def _stdio(self) -> Stdio:
         options = self._options
@@ -266,11 +273,6 @@ def _check(options: RunOptions, settings: Settings) -> None:
         raise UsageError(f"Minimum memory limit allowed is {LEAST_MEMORY // MIB}MB")
     if options.tty and options.interactive and not os.isatty(0):
         raise UsageError("the input device is not a TTY")
-
-
-def _mac(id_: str) -> str:
-    """A locally administered unicast address out of the ID."""
-    return "02:" + ":".join(id_[at : at + 2] for at in range(0, 10, 2))
 
 
 def _host_resolver() -> Resolver:

@@ -24,16 +24,22 @@ FLAGS = (
     Flag("cpus", "", _V, "N", "number of processors (1.5 makes 2)"),
     Flag("debug", "D", _S, "", "show what is done, and the console when it fails"),
     Flag("dns", "", _L, "IP", "name server in place of the host's"),
+    Flag("dns-opt", "", _L, "OPTION", "as --dns-option"),
     Flag("dns-option", "", _L, "OPTION", "resolver option"),
     Flag("dns-search", "", _L, "DOMAIN", "search domain"),
+    Flag("domainname", "", _V, "NAME", "NIS domain name, and the host's in /etc/hosts"),
     Flag("entrypoint", "", _V, "PROGRAM", 'program in place of the image\'s entrypoint; "" for none'),
     Flag("env", "e", _L, "NAME[=VALUE]", "set an environment variable, or pass on the caller's"),
     Flag("env-file", "", _L, "FILE", "read environment variables from a file"),
     Flag("hostname", "h", _V, "NAME", "host name (default: the container's ID)"),
     Flag("interactive", "i", _S, "", "connect standard input"),
+    Flag("ip", "", _V, "IP", "IPv4 address in the user network (default 10.0.2.15)"),
+    Flag("ip6", "", _V, "IP", "IPv6 address in the user network (default: fec0::15, if the host has IPv6)"),
+    Flag("mac-address", "", _V, "MAC", "MAC address of the network interface"),
     Flag("memory", "m", _V, "SIZE", "memory of the machine: 512m, 2g"),
     Flag("name", "", _V, "NAME", "a name that no other running container has"),
     Flag("network", "", _V, "user|none", "user: behind the host's address (default); none"),
+    Flag("network-alias", "", _L, "NAME", "one more name of the container, in its own /etc/hosts"),
     Flag("platform", "", _V, "OS/ARCH", "which of a multi-platform image's variants"),
     Flag("profile", "", _S, "", "show a chart of the start: firmware, kernel, agent, first output"),
     Flag("profile-file", "", _V, "FILE.svg", "draw this chart"),
@@ -80,6 +86,11 @@ class RunOptions:
     dns: tuple[str, ...] = ()
     dns_search: tuple[str, ...] = ()
     dns_options: tuple[str, ...] = ()
+    domainname: str = ""
+    aliases: tuple[str, ...] = ()
+    ip: str | None = None
+    ip6: str | None = None
+    mac: str | None = None
     ports: tuple[ports.Published, ...] = ()
     sysctls: tuple[tuple[str, str], ...] = ()
     verity: bool = False
@@ -110,8 +121,12 @@ class _Collected:
         last = self._last(name)
         return None if last is None else _converted(last, convert)
 
-    def all(self, name: str, convert: Callable[[str], T]) -> tuple[T, ...]:
-        return tuple(_converted(one, convert) for one in self._given if one.flag.name == name)
+    def all(self, names: str | tuple[str, ...], convert: Callable[[str], T]) -> tuple[T, ...]:
+        wanted = (names,) if isinstance(names, str) else names
+        return tuple(_converted(one, convert) for one in self._given if one.flag.name in wanted)
+
+    def given(self, name: str) -> bool:
+        return self._last(name) is not None
 
     def _last(self, name: str) -> Given | None:
         return next((one for one in reversed(self._given) if one.flag.name == name), None)
@@ -136,6 +151,9 @@ def parse_run(words: Sequence[str], environ: Mapping[str, str], debug: bool = Fa
     network = said.value("network", _one_of(NETWORKS)) or "user"
     if network == "none" and published:
         raise UsageError("conflicting options: port publishing and --network none")
+    for name in ("ip", "ip6", "mac-address", "network-alias"):
+        if network == "none" and said.given(name):
+            raise UsageError(f"conflicting options: --{name} and --network none")
     from_files = [entry for group in said.all("env-file", _env_file(environ)) for entry in group]
     mounts = said.all("volume", values.parse_volume)
     tmpfs = said.all("tmpfs", values.parse_tmpfs)
@@ -161,7 +179,12 @@ def parse_run(words: Sequence[str], environ: Mapping[str, str], debug: bool = Fa
         hosts=said.all("add-host", values.parse_host),
         dns=said.all("dns", values.parse_address),
         dns_search=said.all("dns-search", str),
-        dns_options=said.all("dns-option", str),
+        dns_options=said.all(("dns-option", "dns-opt"), str),
+        domainname=said.value("domainname", values.parse_hostname) or "",
+        aliases=said.all("network-alias", values.parse_hostname),
+        ip=said.value("ip", values.parse_user_ipv4),
+        ip6=said.value("ip6", values.parse_user_ipv6),
+        mac=said.value("mac-address", values.parse_mac),
         ports=tuple(published),
         sysctls=tuple(dict(said.all("sysctl", values.parse_sysctl)).items()),
         verity=said.switch("verity"),

@@ -29,9 +29,10 @@ from tether.spec import (
     Verity,
     Volume,
 )
-from vch import qemu, values
+from vch import values
 from vch.errors import UsageError
 from vch.run_options import RunOptions
+from vch.user_network import Addresses, addresses
 from vch.values import VolumeMount
 
 if TYPE_CHECKING:
@@ -65,6 +66,12 @@ class Placement:
     resolver: Resolver = Resolver()
     terminal: Terminal | None = None
     verity: tuple[Verity, ...] = ()
+    host_has_ipv6: bool = False
+
+
+def user_addresses(options: RunOptions, host_has_ipv6: bool) -> Addresses:
+    """The addresses in the user network."""
+    return addresses(options.ip, options.ip6, host_has_ipv6)
 
 
 def build_spec(options: RunOptions, image: RunConfig, placement: Placement, identity: Identity) -> Spec:
@@ -163,17 +170,27 @@ def _root(options: RunOptions, placement: Placement) -> Root:
 
 def _network(options: RunOptions, placement: Placement) -> Network:
     hostname = options.hostname or placement.id[:SHORT_ID]
+    user = user_addresses(options, placement.host_has_ipv6)
     hosts = tuple(
-        Host(address=qemu.USER_GATEWAY if address == values.HOST_GATEWAY else address, names=(name,))
+        Host(address=user.v4.gateway if address == values.HOST_GATEWAY else address, names=(name,))
         for name, address in options.hosts
     )
     if options.network == "none":
-        return Network(hostname=hostname, hosts=hosts)
-    nic = Interface(mac=placement.mac, addresses=(qemu.USER_ADDRESS,), gateway4=qemu.USER_GATEWAY)
+        return Network(hostname=hostname, domainname=options.domainname, hosts=hosts)
+    families = [user.v4] + ([user.v6] if user.v6 else [])
+    nic = Interface(
+        mac=placement.mac,
+        addresses=tuple(family.cidr for family in families),
+        gateway4=user.v4.gateway,
+        gateway6=user.v6.gateway if user.v6 else "",
+        announce=False,  # slirp asks when it wants to know, and there is nobody else
+    )
     return Network(
         hostname=hostname,
+        domainname=options.domainname,
+        aliases=options.aliases,
         interfaces=(nic,),
-        nameservers=options.dns or (qemu.USER_RESOLVER,),
+        nameservers=options.dns or tuple(family.resolver for family in families),
         search=options.dns_search or placement.resolver.search,
         resolver_options=options.dns_options or placement.resolver.options,
         hosts=hosts,

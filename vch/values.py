@@ -10,6 +10,8 @@ import signal
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from vch.user_network import family
+
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)*) ?([kKmMgGtTpP]?)[iI]?[bB]?")
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
@@ -113,6 +115,36 @@ def parse_address(text: str) -> str:
         return str(ipaddress.ip_address(text.strip()))
     except ValueError:
         raise ValueError(f"{text} is not an ip address") from None
+
+
+def parse_mac(text: str) -> str:
+    """The MAC address of one interface (--mac-address)."""
+    parts = re.split("[:-]", text)
+    if len(parts) != 6 or not all(re.fullmatch("[0-9a-fA-F]{2}", part) for part in parts):
+        raise ValueError(f"{text} is not a valid mac address")
+    if int(parts[0], 16) & 1 or not any(int(part, 16) for part in parts):
+        raise ValueError(f"{text} is not the address of one interface")
+    return ":".join(parts).lower()
+
+
+def parse_user_ipv4(text: str) -> str:
+    """--ip: an address that the container can have in the user network."""
+    return _parse_user_address(text, 4)
+
+
+def parse_user_ipv6(text: str) -> str:
+    """--ip6: the same for IPv6."""
+    return _parse_user_address(text, 6)
+
+
+def _parse_user_address(text: str, version: int) -> str:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        raise ValueError(f"invalid IPv{version} address: {text}") from None
+    if address.version != version:
+        raise ValueError(f"invalid IPv{version} address: {text}")
+    return family(text).address
 
 
 def parse_host(text: str) -> tuple[str, str]:
