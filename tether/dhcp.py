@@ -50,7 +50,7 @@ class Bound(Record):
 
 
 class Renewing(Record):
-    """T1 has passed: the server is asked, directly, to go on.  `asked`: since when no answer has come."""
+    """T1 has passed: the server is asked, directly, to go on.  `asked`: when it was, last."""
 
     lease: Lease
     since: float
@@ -174,11 +174,11 @@ class Client:
 
     def _go_on(self, now: float, state: "Bound | Renewing | Rebinding", server: str) -> "list[Action]":
         """Asks for more of the lease; the next time after half of what is left until the next state."""
+        self._xid = self._draw()  # each time: an answer is to one of the questions, whose time is known
         if isinstance(state, Bound):
-            self._xid, self._began = self._draw(), now
-        asked = now if isinstance(state, Bound) else state.asked
+            self._began = now
         after = Renewing if server else Rebinding
-        self.state = after(lease=state.lease, since=state.since, asked=asked)
+        self.state = after(lease=state.lease, since=state.since, asked=now)
         end = state.since + (state.lease.rebind if server else state.lease.seconds)
         self.due = min(end, now + max((end - now) / 2, LEAST_RENEWAL_PAUSE_S))
         return [self._send(now, REQUEST, state.lease.address, {}, server)]

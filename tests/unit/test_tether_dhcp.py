@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tether import dhcpwire
+from tether.checksum import checksum
 from tether.dhcp import (
     NAK_PAUSE_S,
     NEVER,
@@ -42,7 +43,7 @@ def packed(*addresses: str) -> bytes:
     return b"".join(bytes(int(part) for part in address.split(".")) for address in addresses)
 
 
-def answer(to: Message, kind: int, address: str = ADDRESS, server: str = SERVER, **options: bytes) -> Message:
+def answer(to: Message, kind: int, address: str = ADDRESS, *, server: str = SERVER, **options: bytes) -> Message:
     """What a server says to a message; options by o<number>."""
     said = {53: bytes((kind,)), 54: packed(server), 51: struct.pack("!I", 1000), 1: packed("255.255.255.0")}
     said |= {int(name[1:]): value for name, value in options.items()}
@@ -68,8 +69,8 @@ def sent(actions: list[Action]) -> Send:
 def bound(now: float = 0.0, **options: bytes) -> tuple[Client, Lease]:
     made = client(now)
     discover = sent(made.tick(now)).message
-    request = sent(made.take(answer(discover, OFFER, **options), now)).message
-    configure = made.take(answer(request, ACK, **options), now)[0]
+    request = sent(made.take(answer(discover, OFFER, ADDRESS, server=SERVER, **options), now)).message
+    configure = made.take(answer(request, ACK, ADDRESS, server=SERVER, **options), now)[0]
     assert isinstance(configure, Configure)
     return made, configure.lease
 
@@ -84,7 +85,7 @@ class TestTheWayToALease:
         assert (second.message.kind, second.server) == (REQUEST, "")
         assert second.message.options[dhcpwire.REQUESTED_ADDRESS] == packed(ADDRESS)
         assert second.message.options[dhcpwire.SERVER_IDENTIFIER] == packed(SERVER)
-        assert made.take(answer(second.message, ACK), 0.2)[0] == Configure(lease=made.lease)
+        assert made.take(answer(second.message, ACK), 0.2)[0] == Configure(lease=read_lease(answer(second.message, ACK)))
         assert isinstance(made.state, Bound)
         assert made.due == pytest.approx(500.1)  # counted from the REQUEST
 
@@ -195,8 +196,11 @@ class TestKeepingIt:
 
 
 class TestLeases:
-    def lease(self, address: str = ADDRESS, **options: bytes) -> Lease:
-        return read_lease(answer(Message(xid=1, mac=MAC, options={}), ACK, address=address, **options))
+    def lease(self, **options: bytes) -> Lease:
+        return self.at(ADDRESS, **options)
+
+    def at(self, address: str, **options: bytes) -> Lease:
+        return read_lease(answer(Message(xid=1, mac=MAC, options={}), ACK, address, server=SERVER, **options))
 
     def test_without_dns_without_router(self) -> None:
         lease = self.lease()
@@ -227,7 +231,7 @@ class TestLeases:
 
     @pytest.mark.parametrize(("address", "prefix"), [("10.1.1.1", 8), ("172.16.1.1", 16), ("192.168.1.1", 24)])
     def test_without_a_mask(self, address: str, prefix: int) -> None:
-        assert self.lease(address, o1=b"").prefix == prefix
+        assert self.at(address, o1=b"").prefix == prefix
 
     @pytest.mark.parametrize("options", [{"o1": packed("255.0.255.0")}, {"o1": bytes(4)}, {"o54": b""}, {"o54": b"abc"},
                                          {"o119": b"\xc0\x00"}, {"o119": b"\x05ab"}, {"o121": b"\x21"}])
@@ -238,7 +242,7 @@ class TestLeases:
     @pytest.mark.parametrize("address", ["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255"])
     def test_addresses_that_nobody_can_have(self, address: str) -> None:
         with pytest.raises(ValueError, match="an offer of"):
-            self.lease(address)
+            self.at(address)
 
     def test_requests_for_it(self) -> None:
         lease = self.lease(o3=packed("10.0.0.1"), o26=struct.pack("!H", 1400))
@@ -258,9 +262,9 @@ class TestTheWire:
 
     def test_a_packet_has_the_checksums_that_its_receiver_computes(self) -> None:
         packet = dhcpwire.write_packet(b"payload")
-        assert dhcpwire.checksum(packet[:20]) == 0
+        assert checksum(packet[:20]) == 0
         pseudo = packet[12:20] + bytes((0, 17)) + struct.pack("!H", len(packet) - 20)
-        assert dhcpwire.checksum(pseudo + packet[20:]) == 0
+        assert checksum(pseudo + packet[20:]) == 0
 
     def test_packets_for_others(self) -> None:
         packet = dhcpwire.write_packet(b"payload")
@@ -303,7 +307,7 @@ def test_whatever_servers_do_it_uses_no_address_that_is_not_its_own(
     last: Message | None = None
     asked_at = 0.0
     for kind, server, seconds, pause in story:
-        now = min(now + pause, made.due) if made.due != NEVER else now + pause
+        now = max(now, min(now + pause, made.due))
         actions = made.tick(now)
         if kind is not None and last is not None:
             said = answer(last, kind, server=server, o51=struct.pack("!I", seconds))
