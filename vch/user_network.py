@@ -64,12 +64,12 @@ def addresses(ipv4: str | None, ipv6: str | None, host_has_ipv6: bool) -> Addres
 def netdev_words(addresses: Addresses) -> list[str]:
     """The words of -netdev user that say so."""
     v4, v6 = addresses.v4, addresses.v6
-    words = []
+    words = []  # neither family is said, or both: one alone switches the other off
     if v4.address != DEFAULT_IPV4:
         words = [f"net={v4.network}/{v4.prefix}", f"host={v4.gateway}", f"dns={v4.resolver}", f"dhcpstart={v4.address}"]
     if v6 is None:
         return [*words, "ipv6=off"]
-    return [*words, "ipv6=on", f"ipv6-prefix={v6.network}", f"ipv6-prefixlen={v6.prefix}", f"ipv6-host={v6.gateway}",
+    return [*words, "ipv4=on", "ipv6=on", f"ipv6-prefix={v6.network}", f"ipv6-prefixlen={v6.prefix}", f"ipv6-host={v6.gateway}",
             f"ipv6-dns={v6.resolver}"]  # fmt: skip
 
 

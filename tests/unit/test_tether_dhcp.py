@@ -85,7 +85,8 @@ class TestTheWayToALease:
         assert (second.message.kind, second.server) == (REQUEST, "")
         assert second.message.options[dhcpwire.REQUESTED_ADDRESS] == packed(ADDRESS)
         assert second.message.options[dhcpwire.SERVER_IDENTIFIER] == packed(SERVER)
-        assert made.take(answer(second.message, ACK), 0.2)[0] == Configure(lease=read_lease(answer(second.message, ACK)))
+        ack = answer(second.message, ACK)
+        assert made.take(ack, 0.2) == [Configure(lease=read_lease(ack))]
         assert isinstance(made.state, Bound)
         assert made.due == pytest.approx(500.1)  # counted from the REQUEST
 

@@ -34,7 +34,7 @@ def test_ipv6_where_the_host_has_it() -> None:
     assert given.v6 is not None
     assert given.v6.cidr == f"{DEFAULT_IPV6}/64"
     assert netdev_words(given) == [
-        "ipv6=on", "ipv6-prefix=fec0::", "ipv6-prefixlen=64", "ipv6-host=fec0::2", "ipv6-dns=fec0::3"]
+        "ipv4=on", "ipv6=on", "ipv6-prefix=fec0::", "ipv6-prefixlen=64", "ipv6-host=fec0::2", "ipv6-dns=fec0::3"]
 
 
 @pytest.mark.parametrize("text", [
