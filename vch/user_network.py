@@ -69,8 +69,8 @@ def netdev_words(addresses: Addresses) -> list[str]:
         words = [f"net={v4.network}/{v4.prefix}", f"host={v4.gateway}", f"dns={v4.resolver}", f"dhcpstart={v4.address}"]
     if v6 is None:
         return [*words, "ipv6=off"]
-    return [*words, "ipv4=on", "ipv6=on", f"ipv6-prefix={v6.network}", f"ipv6-prefixlen={v6.prefix}", f"ipv6-host={v6.gateway}",
-            f"ipv6-dns={v6.resolver}"]  # fmt: skip
+    return [*words, "ipv4=on", "ipv6=on", f"ipv6-prefix={v6.network}", f"ipv6-prefixlen={v6.prefix}",
+            f"ipv6-host={v6.gateway}", f"ipv6-dns={v6.resolver}"]  # fmt: skip
 
 
 def host_has_ipv6() -> bool:
