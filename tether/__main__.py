@@ -79,7 +79,7 @@ class Boot:
         if spec.sysctls:
             with step("set kernel parameters"):
                 container.set_parameters()
-        agent.start_primary(container.place, spec.process)
+        agent.start_primary(container.place, spec)
         container.announce(agent.reactor)
 
         shutdown = agent.serve()

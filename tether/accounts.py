@@ -63,16 +63,18 @@ def parse_groups(text: bytes) -> list[Group]:
     return groups
 
 
-def resolve(asked: str, passwd: bytes, group: bytes) -> Account:
-    """The account for Docker's USER string.  Raises TetherError for a name without an entry."""
+def resolve(asked: str, passwd: bytes, group: bytes, more: tuple[str, ...] = ()) -> Account:
+    """The account for Docker's USER string, with `more` groups.  Raises TetherError for a name without an entry."""
     user_part, _, group_part = asked.partition(":")
     user = _find_user(user_part, parse_passwd(passwd))
     groups = parse_groups(group)
     if group_part:
-        gid = _find_group(group_part, groups)
-        return Account(uid=user.uid, gid=gid, groups=(gid,), home=user.home)
-    others = tuple(entry.gid for entry in groups if user.name and user.name in entry.members and entry.gid != user.gid)
-    return Account(uid=user.uid, gid=user.gid, groups=(user.gid, *dict.fromkeys(others)), home=user.home)
+        gid, others = _find_group(group_part, groups), []
+    else:
+        gid = user.gid
+        others = [entry.gid for entry in groups if user.name and user.name in entry.members]
+    others += [_find_group(name, groups) for name in more]
+    return Account(uid=user.uid, gid=gid, groups=tuple(dict.fromkeys((gid, *others))), home=user.home)
 
 
 def _find_user(asked: str, users: list[User]) -> User:

@@ -93,7 +93,12 @@ class Container:
     @property
     def place(self) -> Place:
         """Where its processes start."""
-        return Place(root=self._root, devpts=self._devpts, hostname=self.spec.network.hostname)
+        place = Place(root=self._root, devpts=self._devpts, hostname=self.spec.network.hostname)
+        if self.spec.own_pids:
+            from tether.namespaces import PidNamespace  # few ask for it
+
+            return place.but(pids=PidNamespace())
+        return place
 
     def unmount(self) -> None:
         """Leaves every disk clean.  One that is still busy is made read-only, which writes everything to it too."""

@@ -23,6 +23,9 @@ from tether.terminal import open_terminal, take_terminal
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
+
+    from tether.namespaces import PidNamespace
+    from tether.privileges import Plan
 else:
     import _signal
 
@@ -33,11 +36,15 @@ _FAILED = 127  # exit status of a child that could not execute; nobody looks at 
 
 
 class Place(Record):
-    """Where a process starts: descriptors of the container's root and of its devpts, and the name it has."""
+    """Where a process starts: descriptors of the container's root and of its devpts, and the name it has.
+
+    `pids` is set where the container has PIDs of its own.
+    """
 
     root: int
     devpts: int
     hostname: str
+    pids: "PidNamespace | None" = None
 
 
 class Child(Record):
@@ -54,22 +61,30 @@ class Child(Record):
     terminal: int
 
 
-def spawn(place: Place, process: Process, primary: bool) -> Child:
-    """Forks a child that becomes `process`.  Raises OSError if there is no memory, process or descriptor left.
+def spawn(place: Place, process: Process, primary: bool, detached: bool = False) -> Child:
+    """Forks a child that becomes `process`.
 
-    The `primary` process gets its working directory made, and its terminal as /dev/console, as in Docker.
+    The `primary` process gets its working directory made, and its terminal as /dev/console, as in Docker.  A
+    `detached` one has /dev/null for all its standard streams.  Raises TetherError for a process that cannot be, OSError
+    if there is no memory, process or descriptor left.
     """
+    plan = _plan(process)
     opened: list[int] = []
     try:
-        ours, theirs = _terminal(place, process, opened) if process.terminal else _pipes(process, opened)
+        if detached:
+            ours, theirs = _nothing(process, opened)
+        elif process.terminal:
+            ours, theirs = _terminal(place, process, opened)
+        else:
+            ours, theirs = _pipes(process, opened)
         if process.terminal and primary:
             give_console(place.root, theirs[0])
         report, told = os.pipe()
         opened += (report, told)
-        pid = os.fork()
+        pid = os.fork() if place.pids is None else place.pids.fork(primary)
         if not pid:
-            _child(place, process, theirs, told, primary)
-    except OSError:
+            _child(place, process, theirs, told, primary=primary, plan=plan)
+    except (OSError, TetherError):
         _close(opened)
         raise
     _close([told, *dict.fromkeys(theirs)])
@@ -89,6 +104,26 @@ def read_report(report: int) -> Fault | None:
         return decode(Fault, loads(told))
     except LinkError as error:  # a process of the same user has meddled with the child
         return Fault(step="exec", object="report of the child", text=str(error), errno="EPROTO")
+
+
+def _plan(process: Process) -> "Plan | None":
+    """What is asked beyond the ordinary; most that is asked costs an import that others do not pay for."""
+    asked = (process.limits, process.ambient, process.no_new_privileges, process.oom_score_adj, process.nice)
+    if any(asked) or process.capabilities is not None or process.umask != Process.umask:
+        from tether import privileges  # here, in PID 1: the child has left the folder that it would be imported from
+
+        return privileges.plan(process)
+    return None
+
+
+def _nothing(process: Process, opened: list[int]) -> tuple[list[int], list[int]]:
+    """Our three ends, which are none, and the child's, of a process that nobody listens to."""
+    if process.terminal or process.stdin:
+        raise TetherError("a detached process", "has no terminal and no standard input", errno.EINVAL,
+                          "start it without them, or attached")
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    opened.append(null)
+    return [-1, -1, -1], [null, null, null]
 
 
 def _terminal(place: Place, process: Process, opened: list[int]) -> tuple[list[int], list[int]]:
@@ -124,25 +159,33 @@ def _close(handles: list[int]) -> None:
         os.close(handle)
 
 
-def _child(place: Place, process: Process, stdio: list[int], told: int, primary: bool) -> None:
+def _child(place: Place, process: Process, stdio: list[int], told: int, *, primary: bool, plan: "Plan | None") -> None:
     """The child's whole life; never returns."""
     step = "session"
     try:
+        if plan is not None:
+            from tether import privileges  # imported already, see _plan
         _signal.set_wakeup_fd(-1)  # its signals are not PID 1's business
         os.setsid()
         for number, handle in enumerate(stdio):
             os.dup2(handle, number)
         if process.terminal:
             take_terminal()
-        os.fchdir(place.root)
-        os.chroot(".")
+        step = "privileges"
+        if plan is not None:
+            privileges.before_user(plan)
+        step = "root"
+        _enter_root(place, primary)
         step = "user"
         account = accounts.resolve(process.user, _database(place.root, b"/etc/passwd"),
-                                   _database(place.root, b"/etc/group"))
+                                   _database(place.root, b"/etc/group"), process.groups)
         step = "working directory"
         _enter(process.cwd or b"/", primary)
         step = "user"
         _become(account, process.terminal is not None)
+        step = "privileges"
+        if plan is not None:
+            privileges.after_user(plan, account.uid)
         step = "exec"
         env = environment.merged(process.env, place.hostname, process.terminal is not None, account.home)
         _execute(process.args, env)
@@ -150,6 +193,17 @@ def _child(place: Place, process: Process, stdio: list[int], told: int, primary:
         os.write(told, dumps(encode(_shortened(fault_of(step, error)))))
     finally:
         os._exit(_FAILED)
+
+
+def _enter_root(place: Place, primary: bool) -> None:
+    """Makes the container's root the process's own."""
+    if place.pids is not None and not primary:
+        place.pids.join()
+        return
+    os.fchdir(place.root)
+    os.chroot(".")
+    if place.pids is not None:
+        place.pids.furnish()
 
 
 def _database(root: int, path: bytes) -> bytes:

@@ -9,13 +9,14 @@ import os
 import stat
 
 from tether.inside import Mount, by_handle, mount_file, mount_folder, open_inside
-from tether.syscalls import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID
+from tether.syscalls import MNT_DETACH, MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, umount
 
 _STRICT = MS_NOSUID | MS_NODEV | MS_NOEXEC
 TTY_GROUP = 5  # "tty" of every distribution; devpts wants the number
 
+PROC = Mount(kind="proc", path=b"/proc", flags=_STRICT)
 MOUNTS = (
-    Mount(kind="proc", path=b"/proc", flags=_STRICT),
+    PROC,
     Mount(kind="sysfs", path=b"/sys", flags=_STRICT),
     Mount(kind="cgroup2", path=b"/sys/fs/cgroup", flags=_STRICT),
     Mount(kind="tmpfs", path=b"/dev", flags=MS_NOSUID, options="mode=0755,size=64m"),
@@ -55,3 +56,12 @@ def furnish(root: int) -> None:
 def give_console(root: int, terminal: int) -> None:
     """Makes the terminal that is open as `terminal` the container's /dev/console."""
     mount_file(root, Mount(path=b"/dev/console", source=by_handle(terminal), flags=MS_BIND))
+
+
+def take_console(root: int) -> None:
+    """Takes away what `give_console` has given."""
+    console = open_inside(root, b"/dev/console")
+    try:
+        umount(by_handle(console), MNT_DETACH)
+    finally:
+        os.close(console)

@@ -61,7 +61,7 @@ def behave_as_init() -> int:
         _signal.signal(number, _signal.SIG_DFL)
     _signal.set_wakeup_fd(wake, warn_on_full_buffer=False)  # full: it is readable, and that is all that matters
     reboot(RB_DISABLE_CAD)  # Ctrl-Alt-Del becomes SIGINT instead of a reset
-    set_limit(RLIMIT_NOFILE, OPEN_FILES)
+    set_limit(RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES)
     return arrived
 
 

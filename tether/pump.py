@@ -22,14 +22,19 @@ CHUNK = 256 << 10  # what one frame carries
 # quarter of the CPU time of the kernel's own 64 KiB.  Memory is taken only for what waits in it.
 PIPE_SIZE = 1 << 20
 _F_SETPIPE_SZ = 1031  # fcntl(2)
+_FIONREAD = 0x541B  # asm-generic/ioctls.h
+_INT_SIZE = 4
 AT_ONCE = 4  # chunks in one turn of the loop, so that no stream keeps the others waiting
 
 
 class OutputPump:
-    """From a pipe or terminal to a stream, until its end; then `ended` is called."""
+    """From a pipe or terminal to a stream, until its end; then `ended` is called.  With `kept` the stream goes on."""
 
-    def __init__(self, reactor: "Reactor", source: int, stream: Stream, ended: "Callable[[], None]") -> None:
+    def __init__(self, reactor: "Reactor", source: int, stream: Stream, ended: "Callable[[], None]",
+                 kept: bool = False) -> None:
         self._reactor, self._source, self._stream, self._ended = reactor, source, stream, ended
+        self._kept = kept
+        self._ration: int | None = None  # how many bytes are still read; None: to the end
         _widen(source)
         self._left = memoryview(b"")  # read, but not yet taken by the stream
         self.done = False
@@ -40,10 +45,22 @@ class OutputPump:
         if self._watch is None and not self.done and self._pass_on():
             self._watch = self._reactor.watch(self._source, self._readable)
 
+    def cut(self) -> None:
+        """Does not wait for the end: what has been written by now is the last that is read."""
+        if self.done:
+            return
+        self._ration = waiting_in(self._source)
+        if self._watch is not None:
+            self._readable(0)
+
+    def end_stream(self) -> None:
+        """Ends a stream that was kept."""
+        self._stream.finish()
+
     def _readable(self, _ready: int) -> None:
         for _ in range(AT_ONCE):
             try:
-                data = os.read(self._source, CHUNK)
+                data = os.read(self._source, CHUNK) if self._ration is None else self._read_ration()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -57,6 +74,13 @@ class OutputPump:
             if not self._pass_on():
                 self._pause()
                 return
+
+    def _read_ration(self) -> bytes:
+        """Some of what is still to be read; nothing when that is all."""
+        assert self._ration is not None
+        data = os.read(self._source, min(CHUNK, self._ration)) if self._ration else b""
+        self._ration -= len(data)
+        return data
 
     def _pause(self) -> None:
         """Ends the watch altogether: a hang-up would be reported again and again to one that is only muted."""
@@ -73,15 +97,20 @@ class OutputPump:
         self._pause()
         os.close(self._source)
         self.done = True
-        self._stream.finish()
+        if not self._kept:
+            self._stream.finish()
         self._ended()
 
 
 class InputPump:
-    """From a stream to a pipe or terminal, until the stream ends or nobody reads any more."""
+    """From a stream to a pipe or terminal, until the stream ends or nobody reads any more.
 
-    def __init__(self, reactor: "Reactor", sink: int, stream: Stream, terminal: bool) -> None:
+    With `kept` the stream is there for whoever takes over.
+    """
+
+    def __init__(self, reactor: "Reactor", sink: int, stream: Stream, terminal: bool, kept: bool = False) -> None:
         self._reactor, self._sink, self._stream, self._terminal = reactor, sink, stream, terminal
+        self._kept = kept
         _widen(sink)
         self._left = memoryview(b"")
         self._watch: Watch | None = None  # while waiting for the pipe to take more
@@ -111,6 +140,11 @@ class InputPump:
         os.close(self._sink)
         self.done = True
         self._left = memoryview(b"")
+        if not self._kept:
+            self._stream.stop()
+
+    def end_stream(self) -> None:
+        """Wants no more of a stream that was kept."""
         self._stream.stop()
 
     def _pass_on(self) -> bool:
@@ -151,6 +185,12 @@ class InputPump:
             if not self._pass_on():
                 return
         self.close()
+
+
+def waiting_in(source: int) -> int:
+    """How many bytes can be read from a pipe or terminal now (ioctl_tty(2), pipe(7))."""
+    count = fcntl.ioctl(source, _FIONREAD, bytes(_INT_SIZE))
+    return int.from_bytes(count, "little")
 
 
 def _widen(pipe: int) -> None:

@@ -15,6 +15,7 @@ from tether.link.messages import PRIMARY, Exited, Fault, Signalled, stderr_of, s
 from tether.link.record import Record
 from tether.pump import InputPump, OutputPump
 from tether.spec import Process, Terminal
+from tether.steps import now_us
 from tether.terminal import resize
 
 TYPE_CHECKING = False
@@ -55,30 +56,37 @@ class Session:
     """See the module.
 
     `started` is called once, with None or the Fault; `changed` when the process is gone, and when its output ends.
+    With `kept` its streams go on after that: for the session that takes its place, or `finish_output`.
     """
 
     def __init__(self, number: int, started: "Callable[[Session, Fault | None], None]",
-                 changed: "Callable[[Session], None]") -> None:
+                 changed: "Callable[[Session], None]", kept: bool = False) -> None:
         self.number = number
+        self.began_us = 0
         self.state: State = Created()
+        self._kept = kept
         self._started, self._changed = started, changed
         self._early_status: int | None = None
         self._terminal = -1
         self._inputs: dict[int, InputPump] = {}
         self._outputs: dict[int, OutputPump] = {}
 
-    def start(self, reactor: "Reactor", endpoint: "Endpoint", reaper: "Reaper", place: Place, process: Process) -> None:
-        """Forks.  `started` will be called from the loop.  Raises OSError if there is not even a child."""
-        child = spawn(place, process, primary=self.number == PRIMARY)
+    def start(self, reactor: "Reactor", endpoint: "Endpoint", reaper: "Reaper", place: Place, process: Process,
+              *, detached: bool = False) -> None:
+        """Forks.  `started` will be called from the loop.  Raises as `spawn` if there is not even a child."""
+        self.began_us = now_us()
+        child = spawn(place, process, self.number == PRIMARY, detached)
         self.state = Starting(pid=child.pid)
         self._terminal = child.terminal
         reaper.expect(child.pid, self._exited)
         if child.stdin >= 0:
             number = stdin_of(self.number)
-            self._inputs[number] = InputPump(reactor, child.stdin, endpoint.stream(number), child.terminal >= 0)
+            self._inputs[number] = InputPump(reactor, child.stdin, endpoint.stream(number), child.terminal >= 0,
+                                             self._kept)
         for handle, number in ((child.stdout, stdout_of(self.number)), (child.stderr, stderr_of(self.number))):
             if handle >= 0:
-                self._outputs[number] = OutputPump(reactor, handle, endpoint.stream(number), self._output_ended)
+                self._outputs[number] = OutputPump(reactor, handle, endpoint.stream(number), self._output_ended,
+                                                   self._kept)
 
         def reported(_ready: int) -> None:
             watch.close()
@@ -108,11 +116,24 @@ class Session:
         elif number in self._outputs:
             self._outputs[number].resume()
 
-    def signal(self, number: int) -> None:
-        """Sends a signal to the process.  Raises TetherError if it does not run."""
+    def signal(self, number: int, group: bool = False) -> None:
+        """Sends a signal to the process, or to its process group.  Raises TetherError if the process does not run."""
         if not isinstance(self.state, Running):
             raise TetherError(f"session {self.number}", "is not running", hint="it has ended, or has not started yet")
-        os.kill(self.state.pid, number)  # the pid is ours until the reaper has collected it
+        # The pid, which is the group's number too, is ours until the reaper has collected it.
+        (os.killpg if group else os.kill)(self.state.pid, number)
+
+    def cut_output(self) -> None:
+        """Reads what has been written by now, and no more."""
+        for pump in self._outputs.values():
+            pump.cut()
+
+    def finish_output(self) -> None:
+        """Ends the output streams, and wants no more input, where they were kept."""
+        for input in self._inputs.values():
+            input.end_stream()
+        for output in self._outputs.values():
+            output.end_stream()
 
     def resize(self, size: Terminal) -> None:
         """Changes the size of the terminal.  Raises TetherError if there is none."""

@@ -139,11 +139,41 @@ class Terminal(Record):
     columns: int = 80
 
 
+# Capabilities by number (capabilities(7), linux/capability.h); "CAP_" is left out, as Docker's users do.
+CAPABILITIES = (
+    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
+    "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
+    "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE",
+    "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP",
+    "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF",
+    "CHECKPOINT_RESTORE",
+)  # fmt: skip
+
+# Limits by number (getrlimit(2), asm-generic/resource.h); "RLIMIT_" is left out.
+LIMITS = (
+    "cpu", "fsize", "data", "stack", "core", "rss", "nproc", "nofile", "memlock", "as", "locks", "sigpending",
+    "msgqueue", "nice", "rtprio", "rttime",
+)  # fmt: skip
+UNLIMITED = -1
+
+
+class Limit(Record):
+    """A resource limit: `name` is one of LIMITS, `soft` and `hard` are UNLIMITED or what getrlimit(2) says."""
+
+    name: str
+    soft: int
+    hard: int
+
+
 class Process(Record):
     """What a session runs, in the words of the OCI runtime-spec (config.md, "Process").
 
     `user` is Docker's USER string ("", "name", "uid", "name:group", "uid:gid"), resolved against the container's own
-    passwd and group files.  `stdin` false means /dev/null.
+    passwd and group files; so are `groups`, names or numbers that are added to the user's.  `stdin` false means
+    /dev/null.  `nice` is setpriority(2)'s, `oom_score_adj` proc(5)'s.
+
+    `capabilities` are names of CAPABILITIES, the bounding set: what root has, and what setuid and file capabilities can
+    give.  None is all that the kernel knows.  Who is not root keeps `ambient` of it, and passes it on to programs.
     """
 
     args: tuple[bytes, ...]
@@ -152,6 +182,14 @@ class Process(Record):
     user: str = ""
     terminal: Terminal | None = None
     stdin: bool = False
+    groups: tuple[str, ...] = ()
+    limits: tuple[Limit, ...] = ()
+    capabilities: tuple[str, ...] | None = None
+    ambient: tuple[str, ...] = ()
+    no_new_privileges: bool = False
+    oom_score_adj: int = 0
+    umask: int = 0o022
+    nice: int = 0
 
 
 class Identity(Record):
@@ -161,8 +199,37 @@ class Identity(Record):
     clock_ns: int  # CLOCK_REALTIME of the host when it sent the spec
 
 
+class HealthCheck(Record):
+    """How to find out whether the container works: `args` are run again and again, exit code 0 means that it does.
+
+    As Docker's HEALTHCHECK: every `interval_ms` after the last one ended (`start_interval_ms` until it has been healthy
+    once, within the start period), killed after `timeout_ms`, and `retries` failures in a row, those in the first
+    `start_period_ms` not counted, make it unhealthy.
+    """
+
+    args: tuple[bytes, ...]
+    interval_ms: int = 30_000
+    timeout_ms: int = 30_000
+    start_period_ms: int = 0
+    start_interval_ms: int = 5_000
+    retries: int = 3
+
+
+class Restart(Record):
+    """The primary process is started again when it has ended: `always`, or else after a failure.
+
+    After a failure at most `retries` times; 0 is without end.
+    """
+
+    always: bool = False
+    retries: int = 0
+
+
 class Spec(Record):
-    """One container VM."""
+    """One container VM.
+
+    `own_pids` gives the container a PID namespace, in which the primary process is PID 1.
+    """
 
     id: str
     identity: Identity
@@ -173,3 +240,6 @@ class Spec(Record):
     tmpfs: tuple[Tmpfs, ...] = ()
     stop_signal: int = 15
     sysctls: tuple[Sysctl, ...] = ()
+    own_pids: bool = False
+    health: HealthCheck | None = None
+    restart: Restart | None = None

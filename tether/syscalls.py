@@ -23,7 +23,12 @@ MS_BIND = 4096
 MS_MOVE = 8192
 MS_REC = 16384
 MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
+MS_SHARED = 1 << 20
 MNT_DETACH = 2
+
+CLONE_NEWNS = 0x00020000  # linux/sched.h
+CLONE_NEWPID = 0x20000000
 
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_IN_ROOT = 0x10
@@ -33,10 +38,20 @@ RB_POWER_OFF = 0x4321FEDC
 RB_DISABLE_CAD = 0
 
 RLIMIT_NOFILE = 7
+RLIM_SPAN = 1 << 64  # RLIM_INFINITY is one less
 
 PAGE = 4096  # mount(2) takes one page of options and cuts the rest off in silence
 
-_SYS_FINIT_MODULE = 313  # x86-64; asm/unistd_64.h
+PR_CAPBSET_DROP = 24  # linux/prctl.h
+PR_SET_KEEPCAPS = 8
+PR_SET_NO_NEW_PRIVS = 38
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_RAISE = 2
+
+_CAPABILITY_VERSION = 0x20080522  # linux/capability.h: sets of 64 bits, low words of all three first
+_WORD = 0xFFFFFFFF
+_SYS_CAPSET = 126  # x86-64; asm/unistd_64.h
+_SYS_FINIT_MODULE = 313
 _SYS_OPENAT2 = 437
 
 
@@ -55,10 +70,13 @@ class _Function(CFuncPtr):
 
 _LIBC = dlopen(None, 0)  # type: ignore[arg-type]  # None is the running program, as for dlopen(3)
 _mount = _Function(dlsym(_LIBC, "mount"))
+_setns = _Function(dlsym(_LIBC, "setns"))
 _umount2 = _Function(dlsym(_LIBC, "umount2"))
+_prctl = _Function(dlsym(_LIBC, "prctl"))
 _prlimit = _Function(dlsym(_LIBC, "prlimit"))
 _reboot = _Function(dlsym(_LIBC, "reboot"))
 _syscall = _Function(dlsym(_LIBC, "syscall"))
+_unshare = _Function(dlsym(_LIBC, "unshare"))
 
 
 def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str = "") -> None:
@@ -91,10 +109,38 @@ def finit_module(handle: int, name: str) -> None:
         raise _error(name)
 
 
-def set_limit(resource: int, value: int) -> None:
-    """setrlimit(2) of soft and hard limit (the module resource is a shared object more to load)."""
-    if _int(_prlimit(0, resource, struct.pack("QQ", value, value), None)) < 0:
+def set_limit(resource: int, soft: int, hard: int) -> None:
+    """setrlimit(2); -1 is no limit (the module resource is a shared object more to load)."""
+    limits = struct.pack("QQ", soft % RLIM_SPAN, hard % RLIM_SPAN)
+    if _int(_prlimit(0, resource, limits, None)) < 0:
         raise _error(f"limit {resource}")
+
+
+def prctl(option: int, value: int, third: int = 0) -> None:
+    """prctl(2).  Every argument is a long: what is not used must be zero in all its bits."""
+    if _int(_prctl(_Long(option), _Long(value), _Long(third), _Long(0), _Long(0))) < 0:
+        raise _error(f"prctl {option}")
+
+
+def capset(effective: int, permitted: int, inheritable: int) -> None:
+    """capset(2) of the calling process, sets as bits."""
+    sets = (effective, permitted, inheritable)
+    words = [*(item & _WORD for item in sets), *(item >> 32 for item in sets)]
+    header = struct.pack("Ii", _CAPABILITY_VERSION, 0)
+    if _int(_syscall(_Long(_SYS_CAPSET), header, struct.pack("6I", *words))) < 0:
+        raise _error("capabilities")
+
+
+def unshare(what: int) -> None:
+    """unshare(2): new namespaces for the caller, or with CLONE_NEWPID for its next children."""
+    if _int(_unshare(what)) < 0:
+        raise _error(f"namespace {what:#x}")
+
+
+def setns(handle: int, what: int) -> None:
+    """setns(2): moves the caller into the namespace that is open as `handle`; with CLONE_NEWPID its next children."""
+    if _int(_setns(handle, what)) < 0:
+        raise _error(f"namespace {what:#x}")
 
 
 def reboot(command: int) -> None:
@@ -104,8 +150,13 @@ def reboot(command: int) -> None:
 
 
 def _int(value: "Any") -> int:
-    """The number in what a foreign function gave back as its return type."""
-    return int(value)
+    """The number in what a foreign function gave back as its return type.
+
+    Only its lower half counts: a function that returns an int leaves the upper half of the register as it was, and
+    its -1 would be no negative long.  None of ours returns a number of more than 31 bits.
+    """
+    low = int(value) & _WORD
+    return low - _WORD - 1 if low > _WORD >> 1 else low
 
 
 def _error(name: "str | bytes") -> OSError:

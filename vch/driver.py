@@ -18,8 +18,9 @@ from tether.link import events as link
 from tether.link.endpoint import Endpoint
 from tether.link.errors import LinkError
 from tether.link.hello import APPLIANCE
+from tether.link.late_messages import Health, Restarting
 from tether.link.limits import PORT, UART
-from tether.link.messages import FIRST_SESSION_STREAM, STREAMS_PER_SESSION, Ended, Fault, Goodbye, Ready
+from tether.link.messages import FIRST_SESSION_STREAM, PRIMARY, STREAMS_PER_SESSION, Ended, Fault, Goodbye, Ready
 from tether.link.reactor import Reactor, Watch
 from tether.link.waking import Wake, pack
 from tether.link.wire import Wire
@@ -379,10 +380,10 @@ class Driver:
             case Ready():
                 self.stage = Stage.READY
                 self.ready.keep(message)
-            case Ended(session=number):
-                session = self._sessions.get(number)
+            case Ended() | Restarting() | Health():
+                session = self._sessions.get(getattr(message, "session", PRIMARY))
                 if session is not None:
-                    session.loop_ended(message)
+                    session.loop_told(message)
             case Goodbye():
                 self._goodbye = message
 

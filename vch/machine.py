@@ -124,10 +124,17 @@ class Machine:
             spec = spec.but(network=_as_found(spec.network))
         return self._open(PRIMARY, Start(spec=spec), stdio or Stdio(), START_SECONDS[self.config.accelerator])
 
-    def exec(self, process: Process, stdio: Stdio | None = None) -> tuple[Session, Started]:
-        """Runs another process in the container."""
+    def exec(
+        self, process: Process, stdio: Stdio | None = None, detached: bool = False
+    ) -> tuple[Session, Started]:
+        """Runs another process in the container.
+
+        A `detached` one has /dev/null for its standard streams; its end is told as that of any other.
+        """
         self._sessions += 1
-        message = Exec(session=self._sessions, process=process)
+        message = Exec(session=self._sessions, process=process, detached=detached)
+        if detached:
+            stdio = Stdio(streams=False)
         return self._open(self._sessions, message, stdio or Stdio(), ANSWER_SECONDS)
 
     def ping(self) -> Pong:

@@ -7,19 +7,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from vch import ports, values
+from tether.spec import Limit, Restart
+from vch import ports, process_values, values
 from vch.errors import UsageError
 from vch.pflag import Flag, Given, Kind, bad_value, parse, truth
+from vch.process_values import HealthOptions
 
 T = TypeVar("T")
 
 PULL_POLICIES = ("always", "missing", "never")
 NETWORKS = ("user", "none")
 DEFAULT_STOP_SECONDS = 10  # Docker's
+NO_WORD_ON_HEALTH = HealthOptions()
 
 _S, _V, _L = Kind.SWITCH, Kind.VALUE, Kind.LIST
 FLAGS = (
     Flag("add-host", "", _L, "NAME:IP", "add a line to /etc/hosts; IP may be host-gateway"),
+    Flag("cap-add", "", _L, "CAPABILITY", "give root a capability beyond Docker's usual ones; ALL for all"),
+    Flag("cap-drop", "", _L, "CAPABILITY", "take one away; ALL for all"),
     Flag("cold", "", _S, "", "boot the machine instead of cloning one that waits"),
     Flag("cpus", "", _V, "N", "number of processors (1.5 makes 2)"),
     Flag("debug", "D", _S, "", "show what is done, and the console when it fails"),
@@ -31,6 +36,13 @@ FLAGS = (
     Flag("entrypoint", "", _V, "PROGRAM", 'program in place of the image\'s entrypoint; "" for none'),
     Flag("env", "e", _L, "NAME[=VALUE]", "set an environment variable, or pass on the caller's"),
     Flag("env-file", "", _L, "FILE", "read environment variables from a file"),
+    Flag("group-add", "", _L, "GROUP", "one more group for the user, by name or number"),
+    Flag("health-cmd", "", _V, "COMMAND", "shell command that finds out whether the container works"),
+    Flag("health-interval", "", _V, "TIME", "between two checks (default 30s)"),
+    Flag("health-retries", "", _V, "N", "failures in a row that mean unhealthy (default 3)"),
+    Flag("health-start-interval", "", _V, "TIME", "between two checks while it starts (default 5s)"),
+    Flag("health-start-period", "", _V, "TIME", "how long failures do not count (default 0s)"),
+    Flag("health-timeout", "", _V, "TIME", "how long a check may take (default 30s)"),
     Flag("hostname", "h", _V, "NAME", "host name (default: the container's ID)"),
     Flag("interactive", "i", _S, "", "connect standard input"),
     Flag("ip", "", _V, "IP", "IPv4 address in the user network (default 10.0.2.15)"),
@@ -40,14 +52,20 @@ FLAGS = (
     Flag("name", "", _V, "NAME", "a name that no other running container has"),
     Flag("network", "", _V, "user|none", "user: behind the host's address (default); none"),
     Flag("network-alias", "", _L, "NAME", "one more name of the container, in its own /etc/hosts"),
+    Flag("no-healthcheck", "", _S, "", "run no check, not even the image's"),
+    Flag("oom-score-adj", "", _V, "N", "from -1000 to 1000: the more, the sooner taken when memory runs out"),
+    Flag("pid", "", _V, "host|private", "private: the command is PID 1 of a PID namespace"),
     Flag("platform", "", _V, "OS/ARCH", "which of a multi-platform image's variants"),
+    Flag("privileged", "", _S, "", "leave root every capability"),
     Flag("profile", "", _S, "", "show a chart of the start: firmware, kernel, agent, first output"),
     Flag("profile-file", "", _V, "FILE.svg", "draw this chart"),
     Flag("publish", "p", _L, "[[IP:]HOST:]PORT[/udp]", "make a port of the container reachable on the host"),
     Flag("pull", "", _V, "WHEN", "always, missing (default) or never"),
     Flag("quiet", "q", _S, "", "no progress while an image is fetched"),
     Flag("read-only", "", _S, "", "the root file system cannot be changed"),
+    Flag("restart", "", _V, "POLICY", "no (default), on-failure[:N], always or unless-stopped"),
     Flag("rm", "", _S, "", "accepted: nothing is ever left behind"),
+    Flag("security-opt", "", _L, "OPTION", "no-new-privileges: programs give nobody more privileges"),
     Flag("stop-signal", "", _V, "SIGNAL", "what asks the container to end (default: the image's, or TERM)"),
     Flag("stop-timeout", "", _V, "SECONDS", f"how long it then has before KILL (default {DEFAULT_STOP_SECONDS})"),
     Flag("sysctl", "", _L, "KEY=VALUE", "set a kernel parameter"),
@@ -55,6 +73,7 @@ FLAGS = (
     Flag("timing-file", "", _V, "FILE", "write where the time went as JSON"),
     Flag("tmpfs", "", _L, "/PATH[:OPTIONS]", "mount a tmpfs"),
     Flag("tty", "t", _S, "", "give the container a terminal"),
+    Flag("ulimit", "", _L, "NAME=SOFT[:HARD]", "a resource limit: nofile=1024:2048, core=-1"),
     Flag("user", "u", _V, "NAME|UID[:GROUP|GID]", "who runs the command"),
     Flag("verity", "", _S, "", "check every block of the image that is read (dm-verity)"),
     Flag("volume", "v", _L, "[NAME:]/PATH[:ro]", "mount a volume; a named one keeps its content"),
@@ -73,6 +92,14 @@ class RunOptions:
     env: tuple[str, ...] = ()
     workdir: str | None = None
     user: str | None = None
+    groups: tuple[str, ...] = ()
+    limits: tuple[Limit, ...] = ()
+    capabilities: tuple[str, ...] | None = None  # None: all
+    no_new_privileges: bool = False
+    oom_score_adj: int = 0
+    own_pids: bool = False
+    health: HealthOptions = NO_WORD_ON_HEALTH
+    restart: Restart | None = None
     entrypoint: str | None = None
     hostname: str | None = None
     memory: int | None = None  # bytes
@@ -167,6 +194,18 @@ def parse_run(words: Sequence[str], environ: Mapping[str, str], debug: bool = Fa
         env=(*from_files, *said.all("env", lambda text: values.parse_env(text, environ))),
         workdir=said.value("workdir", _workdir),
         user=said.value("user", str),
+        groups=said.all("group-add", str),
+        limits=process_values.merge_limits(said.all("ulimit", process_values.parse_limit)),
+        capabilities=process_values.bounding(
+            said.all("cap-add", process_values.parse_capability),
+            said.all("cap-drop", process_values.parse_capability),
+            said.switch("privileged"),
+        ),
+        no_new_privileges=_last_true(said.all("security-opt", process_values.parse_security)),
+        oom_score_adj=said.value("oom-score-adj", process_values.parse_oom_score) or 0,
+        own_pids=said.value("pid", process_values.parse_pid_mode) or False,
+        health=_health(said),
+        restart=_restart(said),
         entrypoint=said.value("entrypoint", str),
         hostname=said.value("hostname", values.parse_hostname),
         memory=said.value("memory", values.parse_size),
@@ -200,6 +239,36 @@ def parse_run(words: Sequence[str], environ: Mapping[str, str], debug: bool = Fa
         profile_file=said.value("profile-file", str),
         cold=said.switch("cold"),
     )
+
+
+def _health(said: _Collected) -> HealthOptions:
+    def duration(name: str) -> int | None:
+        return said.value(name, lambda text: process_values.parse_health_time(name, text)) or None
+
+    try:
+        return HealthOptions(
+            command=said.value("health-cmd", str) or None,
+            interval_ns=duration("health-interval"),
+            timeout_ns=duration("health-timeout"),
+            start_period_ns=duration("health-start-period"),
+            start_interval_ns=duration("health-start-interval"),
+            retries=said.value("health-retries", process_values.parse_retries) or None,
+            disabled=said.switch("no-healthcheck"),
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _restart(said: _Collected) -> Restart | None:
+    policy = said.value("restart", process_values.parse_restart)
+    if policy is not None and said.switch("rm"):
+        raise UsageError("conflicting options: cannot specify both --restart and --rm")
+    return policy
+
+
+def _last_true(said: Sequence[bool | None]) -> bool:
+    """The last word on a question that some of the answers say nothing about."""
+    return next((word for word in reversed(said) if word is not None), False)
 
 
 def _one_of(choices: Sequence[str]) -> Callable[[str], str]:

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tether.link.late_messages import Health, Restarting
 from tether.link.messages import PRIMARY, Ended, Exited, Resize, Signal, stderr_of, stdin_of, stdout_of
 from vch.promise import Promise
 from vch.pumps import InputPump, OutputPump
 from vch.sinks import Sink, SinkClosedError, open_sink
+from vch.values import parse_signal
 
 if TYPE_CHECKING:
     from tether.link.record import Record
@@ -22,11 +24,15 @@ SIGPIPE = 13
 
 @dataclass(frozen=True)
 class Stdio:
-    """Where a session's standard streams lead: file descriptors or sinks.  None: no input, output thrown away."""
+    """Where a session's standard streams lead: file descriptors or sinks.  None: no input, output thrown away.
+
+    `streams` False: the guest has no such streams either.
+    """
 
     stdin: int | None = None
     stdout: int | Sink | None = None
     stderr: int | Sink | None = None
+    streams: bool = True
 
 
 class Session:
@@ -41,6 +47,10 @@ class Session:
         self._outputs: dict[int, OutputPump] = {}
         self.first_output: float | None = None
         """When its first byte arrived, by time.monotonic()."""
+        self.health: Health | None = None
+        """What the agent said last of the health of the container; of the primary process only."""
+        self.restarting: Restarting | None = None
+        """How the primary process ended last, if it is or was started again."""
         self.complaints: list[str] = []
         """What went wrong with the user's descriptors."""
 
@@ -50,9 +60,10 @@ class Session:
         self.flushed.result(seconds)
         return code
 
-    def signal(self, number: int) -> Promise[Record]:
-        """Sends a signal to the process."""
-        return self._driver.request(Signal(session=self.number, number=number))
+    def signal(self, signal: int | str, group: bool = False) -> Promise[Record]:
+        """Sends a signal, by number or name ("TERM", "SIGTERM"), to the process or to its process group."""
+        number = signal if isinstance(signal, int) else parse_signal(signal)
+        return self._driver.request(Signal(session=self.number, number=number, group=group))
 
     def resize(self, rows: int, columns: int) -> Promise[Record]:
         """Tells the terminal its size."""
@@ -62,6 +73,8 @@ class Session:
 
     def loop_connect(self, stdio: Stdio) -> None:
         """Makes the pumps.  Before the session is asked for, so that nothing is missed."""
+        if not stdio.streams:
+            return
         self._output(stdout_of(self.number), stdio.stdout)
         self._output(stderr_of(self.number), stdio.stderr)
         if stdio.stdin is not None:
@@ -76,12 +89,22 @@ class Session:
         elif number == stdin_of(self.number) and self._input is not None:
             self._input.resume()
 
-    def loop_ended(self, event: Ended) -> None:
+    def _loop_ended(self, event: Ended) -> None:
         """The process is gone; nobody will read its input any more."""
         if self._input is not None:
             self._input.close()
         self.ended.keep(event)
         self._check_flushed()
+
+    def loop_told(self, event: Ended | Restarting | Health) -> None:
+        """The process is gone, or (the primary one) is started again, or its health was looked at."""
+        match event:
+            case Health():
+                self.health = event
+            case Restarting():
+                self.restarting = event
+            case Ended():
+                self._loop_ended(event)
 
     def loop_lost(self, error: BaseException) -> None:
         """The machine is gone, or the session was never started: writes out what has arrived."""

@@ -13,8 +13,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from imagebuild.oci.imageconfig import Healthcheck
 from tether.spec import (
     Disk,
+    HealthCheck,
     Host,
     Identity,
     Interface,
@@ -31,6 +33,7 @@ from tether.spec import (
 )
 from vch import values
 from vch.errors import UsageError
+from vch.process_values import HealthOptions
 from vch.run_options import RunOptions
 from vch.user_network import Addresses, addresses
 from vch.values import VolumeMount
@@ -43,6 +46,8 @@ TOP_SERIAL = "top"  # the disk of what the container writes
 VOLUME_SERIAL = "volume{}"  # + number, in the order of `volume_mounts`
 SHORT_ID = 12  # digits of the ID that make the default host name, as with Docker
 DEFAULT_STOP_SIGNAL = 15  # SIGTERM
+DEFAULT_SHELL = ("/bin/sh", "-c")  # of a health check's shell form, unless the image has a SHELL
+NS_PER_MS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,9 @@ def build_spec(options: RunOptions, image: RunConfig, placement: Placement, iden
         tmpfs=tuple(Tmpfs(path=_bytes(mount.path), options=mount.options) for mount in options.tmpfs),
         stop_signal=stop_signal(options, image),
         sysctls=tuple(Sysctl(key=key, value=value) for key, value in options.sysctls),
+        own_pids=options.own_pids,
+        health=health_check(options.health, image),
+        restart=options.restart,
     )
 
 
@@ -118,6 +126,28 @@ def stop_signal(options: RunOptions, image: RunConfig) -> int:
         return values.parse_signal(image.stop_signal)
     except ValueError as error:
         raise UsageError(f"the image's stop signal: {error}") from error
+
+
+def health_check(said: HealthOptions, image: RunConfig) -> HealthCheck | None:
+    """The check, if there is one: the image's, with what the user said in its place (moby, daemon/commit.go)."""
+    own = image.healthcheck or Healthcheck((), 0, 0, 0, 0)
+    kind, *words = ("CMD-SHELL", said.command) if said.command else own.test or ("NONE",)
+    if said.disabled or not words or kind not in ("CMD", "CMD-SHELL"):
+        return None
+    if kind == "CMD-SHELL":
+        words = [*(image.shell or DEFAULT_SHELL), words[0]]
+
+    def milliseconds(given: int | None, image_ns: int, default: int) -> int:
+        return (given or image_ns) // NS_PER_MS or default
+
+    return HealthCheck(
+        args=_all_bytes(words),
+        interval_ms=milliseconds(said.interval_ns, own.interval_ns, HealthCheck.interval_ms),
+        timeout_ms=milliseconds(said.timeout_ns, own.timeout_ns, HealthCheck.timeout_ms),
+        start_period_ms=milliseconds(said.start_period_ns, own.start_period_ns, HealthCheck.start_period_ms),
+        start_interval_ms=milliseconds(said.start_interval_ns, own.start_interval_ns, HealthCheck.start_interval_ms),
+        retries=said.retries or own.retries or HealthCheck.retries,
+    )
 
 
 def arguments(options: RunOptions, image: RunConfig) -> tuple[str, ...]:
@@ -206,6 +236,11 @@ def _process(options: RunOptions, image: RunConfig, terminal: Terminal | None) -
         user=image.user if options.user is None else options.user,
         terminal=(terminal or Terminal()) if options.tty else None,
         stdin=options.interactive,
+        groups=options.groups,
+        limits=options.limits,
+        capabilities=options.capabilities,
+        no_new_privileges=options.no_new_privileges,
+        oom_score_adj=options.oom_score_adj,
     )
 
 

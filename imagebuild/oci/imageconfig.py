@@ -29,6 +29,7 @@ class Healthcheck:
     timeout_ns: int
     start_period_ns: int
     retries: int
+    start_interval_ns: int = 0
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,7 @@ def _healthcheck(node: Node) -> Healthcheck:
         timeout_ns=node.integer("Timeout"),
         start_period_ns=node.integer("StartPeriod"),
         retries=node.integer("Retries"),
+        start_interval_ns=node.integer("StartInterval"),
     )
 
 

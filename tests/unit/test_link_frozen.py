@@ -39,8 +39,11 @@ from tether.link.late_messages import (
     AddInterface,
     Announce,
     FileStat,
+    Health,
     InterfaceUp,
+    Probe,
     RemoveInterface,
+    Restarting,
     SetNames,
     Stat,
 )
@@ -69,12 +72,15 @@ from tether.link.messages import (
 from tether.link.record import Record
 from tether.spec import (
     Disk,
+    HealthCheck,
     Host,
     Identity,
     Interface,
     Layer,
+    Limit,
     Network,
     Process,
+    Restart,
     Root,
     Route,
     Spec,
@@ -96,6 +102,14 @@ PROCESS = Process(
     user="www-data:33",
     terminal=Terminal(rows=50, columns=132),
     stdin=True,
+    groups=("audio", "33"),
+    limits=(Limit(name="nofile", soft=1024, hard=-1),),
+    capabilities=("CHOWN", "NET_BIND_SERVICE"),
+    ambient=("NET_BIND_SERVICE",),
+    no_new_privileges=True,
+    oom_score_adj=-500,
+    umask=0o077,
+    nice=5,
 )
 SPEC = Spec(
     id="ab" * 32,
@@ -132,6 +146,11 @@ SPEC = Spec(
     tmpfs=(Tmpfs(path=b"/tmp", options="size=64m"),),
     stop_signal=3,
     sysctls=(Sysctl(key="net.core.somaxconn", value="77"),),
+    own_pids=True,
+    health=HealthCheck(
+        args=(b"true",), interval_ms=1000, timeout_ms=2000, start_period_ms=3000, start_interval_ms=400, retries=5
+    ),
+    restart=Restart(always=True, retries=6),
 )
 NIC = Interface(mac="02:00:00:00:00:04", dhcp=True)
 NAMES = SetNames(
@@ -141,12 +160,13 @@ NAMES = SetNames(
     search=("example.org",),
     resolver_options=("ndots:1",),
 )
+PROBE = Probe(start_ns=1_700_000_000_000_000_000, end_ns=1_700_000_001_000_000_000, code=-1, output=b"late")
 PHASES = (Phase(name="mount", start_us=1000, took_us=250),)
 
 MESSAGES: list[tuple[int, int, Record]] = [
     (REQUEST, 1, Start(spec=SPEC)),
-    (REQUEST, 2, Exec(session=1, process=PROCESS)),
-    (REQUEST, 3, Signal(session=0, number=15)),
+    (REQUEST, 2, Exec(session=1, process=PROCESS, detached=True)),
+    (REQUEST, 3, Signal(session=0, number=15, group=True)),
     (REQUEST, 4, Resize(session=0, rows=24, columns=80)),
     (REQUEST, 5, Shutdown(grace_ms=10000, reason="stop")),
     (REQUEST, 6, Ping()),
@@ -164,6 +184,8 @@ MESSAGES: list[tuple[int, int, Record]] = [
     (EVENT, 0, Ready(version="0.1.0", kernel="6.1.0", phases=PHASES)),
     (EVENT, 0, Ended(session=0, state=Exited(code=3))),
     (EVENT, 0, Ended(session=1, state=Signalled(number=9, core=True), oom_killed=True)),
+    (EVENT, 0, Restarting(state=Exited(code=1), count=2, after_ms=200, oom_killed=True)),
+    (EVENT, 0, Health(status="unhealthy", failures=3, log=(PROBE,))),
     (EVENT, 0, Goodbye(reason="failed", fault=FAULT.but(maybe_done=True))),
 ]
 LIMITS = Limits(payload=1024, window=32768, ring=65536, streams=64, message=1 << 20, flight=32768)
@@ -275,6 +297,7 @@ def test_every_field_is_shown() -> None:
     for _, _, message in MESSAGES:
         visit(message)
     parts: set[type[Record]] = {Spec, Root, Network, Interface, Route, Volume, Disk, Layer, Verity, Sysctl}
+    parts |= {Process, HealthCheck, Restart, Limit, Probe}
     for cls in parts | {type(message) for _, _, message in MESSAGES}:
         missing += [(cls.__name__, name) for name in cls._fields if name not in seen[cls.__name__]]
     assert not missing

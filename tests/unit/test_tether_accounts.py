@@ -55,3 +55,11 @@ def test_who_is_nobody(asked: str) -> None:
 def test_numbers_need_no_files() -> None:
     assert resolve("", b"", b"") == Account()
     assert resolve("5:6", b"", b"").gid == 6
+
+
+def test_more_groups_by_name_and_number() -> None:
+    account = resolve("joe", PASSWD, GROUP, ("staff", "4242", "wheel", "100"))
+    assert account.groups == (100, 10, 50, 4242)
+    assert resolve("joe:staff", PASSWD, GROUP, ("wheel",)).groups == (50, 10)
+    with pytest.raises(TetherError, match="group ghosts"):
+        resolve("joe", PASSWD, GROUP, ("ghosts",))

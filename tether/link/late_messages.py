@@ -7,7 +7,7 @@ Requests that move bytes name a session number of their own, which no exec has; 
 output what comes out of the guest, the standard input what goes in.
 """
 
-from tether.link.messages import Done
+from tether.link.messages import Done, Exited, Signalled
 from tether.link.record import Record
 from tether.spec import Host, Interface
 
@@ -68,6 +68,38 @@ class Announce(Record):
     """Tell the neighbours on every link which addresses are here: after the VM has moved, or was cloned."""
 
 
+class Restarting(Record):
+    """The primary process has ended as `state` says, and is started again, for the `count`th time, in `after_ms`."""
+
+    state: Exited | Signalled
+    count: int
+    after_ms: int
+    oom_killed: bool = False
+
+
+class Probe(Record):
+    """One run of the health check: its exit code, -1 if it took too long or could not be run; times of CLOCK_REALTIME.
+
+    `output` is the beginning of what it wrote, both streams.
+    """
+
+    start_ns: int
+    end_ns: int
+    code: int
+    output: bytes = b""
+
+
+class Health(Record):
+    """The health check has been run, or has begun: `status` is one of HEALTH, `log` its last runs, oldest first."""
+
+    status: str
+    failures: int = 0
+    log: tuple[Probe, ...] = ()
+
+
+STARTING, HEALTHY, UNHEALTHY = HEALTH = ("starting", "healthy", "unhealthy")  # Docker's words
+
+
 LATE_REQUESTS: dict[str, type[Record]] = {
     cls.__name__: cls for cls in (Stat, AddInterface, RemoveInterface, SetNames, Announce)
 }
@@ -78,4 +110,4 @@ LATE_ANSWERS: dict[str, type[Record]] = {
     "SetNames": Done,
     "Announce": Done,
 }
-LATE_EVENTS: dict[str, type[Record]] = {}
+LATE_EVENTS: dict[str, type[Record]] = {cls.__name__: cls for cls in (Restarting, Health)}

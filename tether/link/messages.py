@@ -65,10 +65,14 @@ class Start(Record):
 
 
 class Exec(Record):
-    """Start another session in the running container."""
+    """Start another session in the running container.
+
+    A `detached` one has /dev/null for its standard streams; Ended tells its end as that of any other.
+    """
 
     session: int
     process: Process
+    detached: bool = False
 
 
 class Started(Record):
@@ -80,10 +84,11 @@ class Started(Record):
 
 
 class Signal(Record):
-    """Send a signal to a session's first process."""
+    """Send a signal to a session's first process, or to the whole of its process group."""
 
     session: int
     number: int
+    group: bool = False
 
 
 class Resize(Record):
