@@ -8,9 +8,8 @@ it ended, and asks for the shutdown.  Imported late, because no other VM needs i
 import os
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socketpair
 
-from tether import medium
+from tether import medium, sources
 from tether.console import say
-from tether.faults import TetherError
 from tether.link.endpoint import Endpoint
 from tether.link.events import Notified, Readable
 from tether.link.hello import APPLIANCE
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
     from tether.link.events import Event
     from tether.link.reactor import Reactor
 
-_FROM_ISO = "iso:"  # + volume label
-_SPEC_ON_ISO = "vch/spec.json"
-_SPEC_BYTES = 1 << 20  # as long as the longest message of a link
 _CONSOLE = 1
 _CHUNK = 65536
 
@@ -38,12 +34,20 @@ def link_to_self() -> tuple[Transport, Transport]:
     return of_fd(near.detach(), "link to itself"), of_fd(far.detach(), "link to itself")
 
 
-def find_spec(source: str) -> Spec:
-    """The spec from where the kernel command line says.  Raises TetherError."""
-    if not source.startswith(_FROM_ISO):
-        raise TetherError("kernel command line", f"tether.spec={source}: unknown source", hint="known is iso:LABEL")
-    medium.mount_medium(source.removeprefix(_FROM_ISO))
-    return parse_spec(medium.read_medium(_SPEC_ON_ISO, _SPEC_BYTES), _SPEC_ON_ISO)
+def find_spec(asked: str) -> Spec:
+    """The spec from where the kernel command line says (tether/sources.py).  Raises TetherError."""
+    found = sources.find(asked or sources.UNASKED)
+    spec = parse_spec(found.text, found.name)
+    label = sources.label_in(asked)
+    if label and not sources.is_medium(found) and names_files(spec):
+        medium.mount_medium(label)  # another source says what to run; the layers are on the ISO all the same
+    return spec
+
+
+def names_files(spec: Spec) -> bool:
+    """Whether a disk of it is a file on an ISO."""
+    disks = [layer.disk for layer in spec.root.layers] + [volume.disk for volume in spec.volumes]
+    return any(disk.file for disk in disks)
 
 
 class Caretaker:

@@ -1,8 +1,9 @@
 """What the kernel command line tells tether.
 
     tether.debug               say on the console what is being done
-    tether.spec=iso:LABEL      nobody talks to this VM: run what /vch/spec.json on the ISO with this volume label says,
-                               with the console as its output
+    tether.spec=SOURCES        nobody talks to this VM: run what the spec from there says, with the console as its
+                               output.  The first of these, separated by commas, that has one: iso:LABEL,
+                               fw_cfg[:NAME], guestinfo[:KEY], smbios, cmdline:SPEC, auto (tether/sources.py)
     tether.link=LINE           where the appliance is (default virtio:org.vch.link.0):
                                  virtio:NAME         the virtio-serial port of this name
                                  uart:ttyS1          the serial port of this name
@@ -23,7 +24,7 @@ from tether.link.record import Record
 PREFIX = "tether."
 VIRTIO, UART, VSOCK = "virtio", "uart", "vsock"
 DEFAULT_LINK = f"{VIRTIO}:org.vch.link.0"
-_KNOWN = "tether.debug, tether.link=LINE, tether.spec=SOURCE, tether.template, tether.off=reset"
+_KNOWN = "tether.debug, tether.link=LINE, tether.spec=SOURCES, tether.template, tether.off=reset"
 
 
 class KernelArguments(Record):

@@ -1,0 +1,116 @@
+"""VMs that nobody talks to, told what to run in every way there is.  (The ISO is in test_iso_boot.py.)"""
+
+from __future__ import annotations
+
+import base64
+import json
+import select
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.link_machine import Plan, machine_plan
+from tests.vm.conftest import RUN_SECONDS
+from vch import qemu
+from vch.qemu import LINK_PORT, Channels, LinkKind
+from vch.qemu_process import QemuProcess, channel
+
+pytestmark = pytest.mark.vm
+
+
+@pytest.fixture(scope="module")
+def plan(home: Path, demo_layout: Path) -> Iterator[Plan]:
+    """A machine of which only the disks matter."""
+    with machine_plan(f"oci:{demo_layout}:demo", LinkKind.VIRTIO_SERIAL) as made:
+        yield made
+
+
+def spec_of(plan: Plan, script: str) -> dict[str, Any]:
+    """A spec that runs a script, as plain data."""
+    disk = plan.spec.root.layers[0].disk.serial
+    layers = [{"disk": {"serial": disk, "partition": layer.disk.partition}} for layer in plan.spec.root.layers]
+    return {"id": "told", "root": {"layers": layers}, "network": {"hostname": "told"},
+            "process": {"args": ["sh", "-c", script]}}  # fmt: skip
+
+
+def run(plan: Plan, words: Sequence[str] = (), devices: Sequence[str] = (), *, link: bool = False) -> str:
+    """The console of a machine with these words for its kernel and for QEMU, and without a port for the link."""
+    config = replace(plan.config, devices=tuple(devices),
+                     boot=replace(plan.config.boot, arguments=(*plan.config.boot.arguments, *words)))  # fmt: skip
+    with ExitStack() as held:
+        ours, theirs = zip(*(channel() for _ in range(3)), strict=True)
+        for end in (*ours, *theirs):
+            held.callback(end.close)
+        channels = Channels(*(end.fileno() for end in theirs))
+        command = qemu.command_line(config, channels, plan.program)
+        if not link:
+            at = command.index(f"virtserialport,bus=ports.0,chardev=link,name={LINK_PORT}")
+            del command[at - 1 : at + 1]
+        machine = QemuProcess(command, qemu.inherited(config, channels))
+        held.callback(machine.close)
+        for end in theirs:
+            end.close()
+        console, said, deadline = ours[2], b"", time.monotonic() + RUN_SECONDS
+        while select.select([console], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            data = console.recv(65536)
+            if not data:
+                return said.decode().replace("\r", "")
+            said += data
+        raise AssertionError(f"it does not end: {said!r}")
+
+
+def told(plan: Plan, script: str, tmp_path: Path) -> Path:
+    """A file with a spec."""
+    path = tmp_path / "spec.json"
+    path.write_text(json.dumps(spec_of(plan, script), indent=1))
+    return path
+
+
+def test_fw_cfg(plan: Plan, tmp_path: Path) -> None:
+    file = told(plan, "echo by fw_cfg; hostname; exit 3", tmp_path)
+    console = run(plan, ["tether.spec=fw_cfg"], ["-fw_cfg", f"name=opt/org.vch/spec,file={file}"], link=True)
+    assert "by fw_cfg\ntold\n" in console
+    assert "tether: the container ended with exit code 3" in console
+
+
+def test_without_a_link_and_without_being_told_to_it_looks_around(plan: Plan, tmp_path: Path) -> None:
+    file = told(plan, "echo found", tmp_path)
+    assert "found\n" in run(plan, [], ["-fw_cfg", f"name=opt/org.vch/spec,file={file}"])
+
+
+def test_smbios(plan: Plan, tmp_path: Path) -> None:
+    file = tmp_path / "strings"
+    file.write_text("vch.spec=" + json.dumps(spec_of(plan, "echo by smbios")))
+    strings = f"type=11,value=other,path={file}"
+    assert "by smbios\n" in run(plan, ["tether.spec=guestinfo,smbios"], ["-smbios", strings])
+
+
+def test_guestinfo_by_its_stand_in(plan: Plan, tmp_path: Path) -> None:
+    file = told(plan, "echo by guestinfo", tmp_path)
+    console = run(plan, ["tether.spec=guestinfo,fw_cfg"], ["-fw_cfg", f"name=opt/guestinfo/vch.spec,file={file}"])
+    assert "by guestinfo\n" in console
+
+
+def test_the_kernel_command_line(plan: Plan) -> None:
+    text = base64.urlsafe_b64encode(json.dumps(spec_of(plan, "echo by command line")).encode()).decode()
+    assert "by command line\n" in run(plan, [f"tether.spec=smbios,cmdline:{text}"])
+    plain = json.dumps(spec_of(plan, "echo$IFS'plain'"), separators=(",", ":"))
+    assert "plain\n" in run(plan, [f"tether.spec=cmdline:{plain}"])
+
+
+def test_a_wrong_key_is_named_with_its_source(plan: Plan, tmp_path: Path) -> None:
+    file = tmp_path / "spec.json"
+    file.write_text(json.dumps({**spec_of(plan, "true"), "network": {"hostname": "x", "nameserver": []}}))
+    fw_cfg = ["-fw_cfg", f"name=opt/org.vch/spec,file={file}"]
+    assert "tether: read spec: fw_cfg opt/org.vch/spec: network.nameserver: unknown key" in run(
+        plan, ["tether.spec=fw_cfg,smbios"], fw_cfg)  # fmt: skip
+
+
+def test_nothing_anywhere(plan: Plan) -> None:
+    console = run(plan, ["tether.spec=auto"])
+    assert "tether: read spec: spec: is not in fw_cfg, guestinfo, smbios (give it there, or in another of" in console
