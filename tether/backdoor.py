@@ -40,11 +40,9 @@ _ALL_PORTS = 3  # iopl(2)
 class Rpc:
     """An open channel of GuestRPC.  `knock` takes ebx, ecx and edx, and gives all four registers back."""
 
-    def __init__(self, knock: "Knock") -> None:
-        """Raises TetherError if the hypervisor opens none."""
-        self._knock = knock
-        self._channel = 0
-        self._channel = self._do(_OPEN, _RPCI)[1]
+    def __init__(self, knock: "Knock", channel: int) -> None:
+        """Comes from `open_rpc`."""
+        self._knock, self._channel = knock, channel
 
     def ask(self, request: bytes) -> bytes:
         """Sends a request; the answer.  Raises TetherError."""
@@ -71,12 +69,18 @@ class Rpc:
         return status, edx >> 16, ebx
 
 
-def open_rpc() -> Rpc | None:
-    """A channel to the hypervisor; None if it is not VMware's.  Raises TetherError."""
-    if os.uname().machine != "x86_64":
+def find_rpc() -> Rpc | None:
+    """A channel to the hypervisor this VM is on; None if it has none."""
+    knock = knocker() if os.uname().machine == "x86_64" else None
+    return None if knock is None else open_rpc(knock)
+
+
+def open_rpc(knock: "Knock") -> Rpc | None:
+    """A channel; None where nobody offers one.  (QEMU's vmport says that it is VMware, and knows no messages.)"""
+    if not answers(knock):
         return None
-    knock = _knocker()
-    return None if knock is None or not answers(knock) else Rpc(knock)
+    _, _, ecx, edx = knock(_RPCI, _OPEN << 16 | _MESSAGE, _PORT)
+    return Rpc(knock, edx >> 16) if ecx >> 16 & _SUCCESS else None
 
 
 def answers(knock: "Knock") -> bool:
@@ -110,7 +114,7 @@ class _Function(CFuncPtr):
     _restype_ = _Long
 
 
-def _knocker() -> "Knock | None":
+def knocker() -> "Knock | None":
     """The instructions as a function, in a page of their own; None if the kernel does not let us at the ports.
 
     The page stays until the VM ends: this is done once.

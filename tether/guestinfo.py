@@ -5,7 +5,7 @@ none, the property of that name in guestinfo.ovfEnv, the XML document into which
 such thing; there the file opt/guestinfo/KEY of fw_cfg stands in for the variable.
 """
 
-from tether.backdoor import Rpc, open_rpc
+from tether.backdoor import Rpc, find_rpc
 from tether.sources import fw_cfg
 
 TYPE_CHECKING = False
@@ -17,7 +17,7 @@ _ENVIRONMENT = "ovfEnv"
 _PREFIX = "guestinfo."
 
 
-def read_guestinfo(key: str, connect: "Callable[[], Rpc | None]" = open_rpc) -> bytes | None:
+def read_guestinfo(key: str, connect: "Callable[[], Rpc | None]" = find_rpc) -> bytes | None:
     """The value of guestinfo.KEY, or None.  Raises TetherError if a hypervisor that has it breaks off."""
     given = fw_cfg(_STAND_IN + key)
     if given is not None:
@@ -77,12 +77,16 @@ def _unescaped(value: str) -> str:
     parts = [first]
     for other in others:
         name, semicolon, rest = other.partition(";")
-        if semicolon and name in _ENTITIES:
-            parts.append(_ENTITIES[name] + rest)
-        elif semicolon and name.startswith("#x"):
-            parts.append(chr(int(name[2:], 16)) + rest)
-        elif semicolon and name.startswith("#"):
-            parts.append(chr(int(name[1:])) + rest)
-        else:
-            parts.append("&" + other)
+        character = _character(name) if semicolon else None
+        parts.append("&" + other if character is None else character + rest)
     return "".join(parts)
+
+
+def _character(name: str) -> str | None:
+    """What "lt", "#60" or "#x3c" stand for; None for what stands for nothing."""
+    if not name.startswith("#"):
+        return _ENTITIES.get(name)
+    try:
+        return chr(int(name[2:], 16) if name.startswith("#x") else int(name[1:]))
+    except (ValueError, OverflowError):
+        return None

@@ -28,7 +28,9 @@ from imagebuild.newfile import NewFile
 CONSOLE = "console=ttyS0,115200"
 ARGUMENTS = (CONSOLE, "quiet")
 SPEC_PATH = "vch/spec.json"
-SPEC_ARGUMENT = "tether.spec=iso:{}"  # tells the agent to look for the spec on the medium of this label
+# Tells the agent to look for the spec in the properties that vSphere gives the VM, which whoever deploys an OVA can
+# change, and then on the medium of this label.
+SPEC_ARGUMENT = "tether.spec=guestinfo,iso:{}"
 _KERNEL, _INITRAMFS = "vmlinuz", "initrd.img"
 _EFI_LABEL = "VCH EFI"
 _COPY_BYTES = 1 << 20

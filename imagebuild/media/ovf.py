@@ -154,7 +154,7 @@ def _item(number: int, kind: int, name: str, *, required: bool = True, **setting
 
 def _product(machine: VirtualMachine) -> _Element:
     properties = [
-        _Element("Property", {"ovf:key": key, "ovf:type": "string", "ovf:userConfigurable": "false",
+        _Element("Property", {"ovf:key": key, "ovf:type": "string", "ovf:userConfigurable": "true",
                               "ovf:value": value}, _Element("Label", {}, label))
         for key, label, value in machine.properties
     ]  # fmt: skip

@@ -230,7 +230,7 @@ def test_two_builds_are_identical_and_any_change_changes_the_label(tmp_path: Pat
 def test_the_spec_is_announced_to_the_agent_on_both_command_lines() -> None:
     plan = plan_iso(recipe(files={"vch/spec.json": Content(b"{}")}))
     texts = [piece.data for piece in plan.pieces if isinstance(piece.data, bytes) and piece.size < 500]
-    assert sum(f"tether.spec=iso:{plan.label}".encode() in text for text in texts) == 2
+    assert sum(f"tether.spec=guestinfo,iso:{plan.label}".encode() in text for text in texts) == 2
 
 
 def test_source_date_epoch_is_honoured_and_nonsense_refused() -> None:

@@ -12,6 +12,7 @@ import subprocess
 import tarfile
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from xml.sax.saxutils import quoteattr
 
 import pytest
 from dissect.hypervisor.disk.vmdk import VMDK
@@ -23,6 +24,7 @@ from imagebuild.media.iso import Content, plan_iso
 from imagebuild.media.ova import DISK_ALIGNMENT, Drive, Firmware, Machine, manifest
 from tests.judges import needs_tool
 from tests.media_parts import EPOCH, recipe
+from tether.guestinfo import ovf_property
 
 OVF = "{http://schemas.dmtf.org/ovf/envelope/1}"
 RASD = "{http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_ResourceAllocationSettingData}"
@@ -139,9 +141,14 @@ def test_the_spec_is_a_guestinfo_property_in_one_line(tmp_path: Path) -> None:
     (section,) = root.iter(f"{OVF}ProductSection")
     (found,) = section.iter(f"{OVF}Property")
     assert f"{section.get(f'{OVF}class')}.{found.get(f'{OVF}key')}" == "guestinfo.vch.spec"
+    assert found.get(f"{OVF}userConfigurable") == "true"
     assert found.get(f"{OVF}value") == '{"id":"x","process":{"args":["a \\"quoted\\" <word> & more\\n"]}}'
     (hardware,) = root.iter(f"{OVF}VirtualHardwareSection")
     assert hardware.get(f"{OVF}transport") == "com.vmware.guestInfo"
+    # What vSphere makes of it for the VM, and the agent of that.
+    value = quoteattr(str(found.get(f"{OVF}value")))
+    environment = f"<Environment><PropertySection><Property oe:key='guestinfo.vch.spec' oe:value={value}/>"
+    assert ovf_property(environment.encode(), "guestinfo.vch.spec") == str(found.get(f"{OVF}value")).encode()
 
 
 def test_the_disk_is_the_iso_with_its_backup_table_at_the_end(tmp_path: Path) -> None:

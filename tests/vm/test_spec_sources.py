@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
-from tests.link_machine import Plan, machine_plan
+from tests.agents_code import agents_code
+from tests.link_machine import LinkMachine, Plan, machine_plan
 from tests.vm.conftest import RUN_SECONDS
 from vch import qemu
+from vch.machine import Machine
 from vch.qemu import LINK_PORT, Channels, LinkKind
 from vch.qemu_process import QemuProcess, channel
 
@@ -114,3 +116,23 @@ def test_a_wrong_key_is_named_with_its_source(plan: Plan, tmp_path: Path) -> Non
 def test_nothing_anywhere(plan: Plan) -> None:
     console = run(plan, ["tether.spec=auto"])
     assert "tether: read spec: spec: is not in fw_cfg, guestinfo, smbios (give it there, or in another of" in console
+
+
+def test_guestinfo_is_passed_over_where_the_backdoor_knows_no_messages(plan: Plan, tmp_path: Path) -> None:
+    """QEMU's vmport answers as VMware does, but only when it is asked for its version."""
+    file = told(plan, "echo next", tmp_path)
+    devices = ["-machine", "vmport=on", "-fw_cfg", f"name=opt/org.vch/spec,file={file}"]
+    assert "next\n" in run(plan, ["tether.spec=guestinfo,fw_cfg"], devices)
+
+
+def test_the_backdoor_is_found_by_our_own_instructions(home: Path, python_image: str) -> None:
+    """The agent's module as a program of the container, under a hypervisor that has a backdoor."""
+    script = "from tether import backdoor; print(backdoor.answers(backdoor.knocker()), backdoor.find_rpc())"
+    with machine_plan(python_image, LinkKind.VIRTIO_SERIAL) as plan, Machine(
+        replace(plan.config, devices=("-machine", "vmport=on")), plan.program
+    ) as machine:
+        machine.start(plan.spec)
+        container = LinkMachine(machine, None)
+        with agents_code("") as file:
+            container.sh("cat > /code.zip", stdin=file.fileno())
+        assert container.sh(f"PYTHONPATH=/code.zip python3 -c '{script}'") == "True None\n"

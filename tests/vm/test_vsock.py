@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import os
 import random
 import signal
-import tempfile
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from imagebuild.boot.kernel import choose
+from tests.agents_code import agents_code
 from tests.link_machine import LinkMachine, link_machine
 from tests.vm.conftest import ROOT, RUN_SECONDS, Vch
 from tests.vm.run_helpers import gone, machine_of, until_line
@@ -101,14 +99,7 @@ def with_the_agents_code(machine: LinkMachine) -> LinkMachine:
     """The agent as a program of the container, in a kernel that has vsock_loopback."""
     if choose(settings.load(os.environ).home).option("VSOCKETS_LOOPBACK") != "y":
         pytest.skip("this kernel has vsock_loopback as a module only: run make pico")
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        for path in (ROOT / "tether").rglob("*.py"):
-            archive.write(path, path.relative_to(ROOT))
-        archive.write(ROOT / "tests/vm/vsock_both_ways.py", "__main__.py")
-    with tempfile.TemporaryFile() as file:
-        file.write(packed.getvalue())
-        file.seek(0)
+    with agents_code((ROOT / "tests/vm/vsock_both_ways.py").read_text()) as file:
         machine.sh("cat > /both_ways.zip", stdin=file.fileno())
     return machine
 
