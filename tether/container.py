@@ -55,8 +55,13 @@ class Container:
 
     def mount_volumes(self) -> None:
         """Mounts tmpfs and volumes, then write-protects the root if the spec says so."""
-        volumes.mount_tmpfs(self._root, self.spec.tmpfs)
-        self._writable += volumes.mount_volumes(self._root, self.spec.volumes)
+        if self.spec.tmpfs or self.spec.volumes:
+            from tether import baseline
+
+            before = baseline.state()
+            volumes.mount_tmpfs(self._root, self.spec.tmpfs)
+            self._writable += volumes.mount_volumes(self._root, self.spec.volumes)
+            baseline.note(before)
         if self.spec.root.read_only:
             root.seal(self._root)
 

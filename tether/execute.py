@@ -177,8 +177,8 @@ def _child(place: Place, process: Process, stdio: list[int], told: int, *, prima
         step = "root"
         _enter_root(place, primary)
         step = "user"
-        account = accounts.resolve(process.user, _database(place.root, b"/etc/passwd"),
-                                   _database(place.root, b"/etc/group"), process.groups)
+        account = accounts.resolve(process.user, read_database(place.root, b"/etc/passwd"),
+                                   read_database(place.root, b"/etc/group"), process.groups)
         step = "working directory"
         _enter(process.cwd or b"/", primary)
         step = "user"
@@ -206,7 +206,7 @@ def _enter_root(place: Place, primary: bool) -> None:
         place.pids.furnish()
 
 
-def _database(root: int, path: bytes) -> bytes:
+def read_database(root: int, path: bytes) -> bytes:
     """A file of the container's /etc, or nothing if it has none.  Devices and pipes are not read."""
     try:
         handle = open_inside(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)

@@ -44,10 +44,54 @@ def _network(agent: "Agent", id: int, message: Record) -> None:
     take(agent, id, message)
 
 
+def _get(agent: "Agent", id: int, message: Record) -> None:
+    from tether.worker import Worker
+
+    assert isinstance(message, late_messages.Get)
+    path = message.path
+
+    def work(desk: "Desk") -> Record:
+        from tether.filetransfer import get
+
+        return get(desk, path)
+
+    Worker("get", work).start(agent, id, sends=message.session)
+
+
+def _put(agent: "Agent", id: int, message: Record) -> None:
+    from tether.worker import Worker
+
+    assert isinstance(message, late_messages.Put)
+    wanted = message
+
+    def work(desk: "Desk") -> Record:
+        from tether.filetransfer import put
+
+        return put(desk, wanted)
+
+    Worker("put", work).start(agent, id, takes=message.session)
+
+
+def _diff(agent: "Agent", id: int, message: Record) -> None:
+    from tether.worker import Worker
+
+    assert isinstance(message, late_messages.Diff)
+
+    def work(desk: "Desk") -> Record:
+        from tether.filediff import diff
+
+        return diff(desk)
+
+    Worker("diff", work).start(agent, id, sends=message.session)
+
+
 _TAKERS: "dict[type[Record], Callable[[Agent, int, Record], None]]" = {
     late_messages.Stat: _stat,
     late_messages.AddInterface: _network,
     late_messages.RemoveInterface: _network,
     late_messages.SetNames: _network,
     late_messages.Announce: _network,
+    late_messages.Get: _get,
+    late_messages.Put: _put,
+    late_messages.Diff: _diff,
 }

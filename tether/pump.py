@@ -24,6 +24,7 @@ PIPE_SIZE = 1 << 20
 _F_SETPIPE_SZ = 1031  # fcntl(2)
 _FIONREAD = 0x541B  # asm-generic/ioctls.h
 _INT_SIZE = 4
+_NOTHING = memoryview(b"")  # an empty part of a chunk would keep all of it in memory
 AT_ONCE = 4  # chunks in one turn of the loop, so that no stream keeps the others waiting
 
 
@@ -36,7 +37,7 @@ class OutputPump:
         self._kept = kept
         self._ration: int | None = None  # how many bytes are still read; None: to the end
         _widen(source)
-        self._left = memoryview(b"")  # read, but not yet taken by the stream
+        self._left = _NOTHING  # read, but not yet taken by the stream
         self.done = False
         self._watch: Watch | None = reactor.watch(source, self._readable)
 
@@ -90,7 +91,7 @@ class OutputPump:
 
     def _pass_on(self) -> bool:
         """Gives the stream what is left; true if it took everything."""
-        self._left = self._left[self._stream.write(self._left):]
+        self._left = self._left[self._stream.write(self._left):] or _NOTHING
         return not self._left
 
     def _finish(self) -> None:
@@ -112,7 +113,7 @@ class InputPump:
         self._reactor, self._sink, self._stream, self._terminal = reactor, sink, stream, terminal
         self._kept = kept
         _widen(sink)
-        self._left = memoryview(b"")
+        self._left = _NOTHING
         self._watch: Watch | None = None  # while waiting for the pipe to take more
         self.done = False
         self.resume()
@@ -139,7 +140,7 @@ class InputPump:
         self._stop_waiting()
         os.close(self._sink)
         self.done = True
-        self._left = memoryview(b"")
+        self._left = _NOTHING
         if not self._kept:
             self._stream.stop()
 
@@ -150,7 +151,7 @@ class InputPump:
     def _pass_on(self) -> bool:
         """Writes what is left; true if the pipe took all of it."""
         try:
-            self._left = self._left[os.write(self._sink, self._left):]
+            self._left = self._left[os.write(self._sink, self._left):] or _NOTHING
         except BlockingIOError:
             pass  # nothing was taken: wait below
         except OSError as error:

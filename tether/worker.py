@@ -134,6 +134,7 @@ class Worker:
             return
         if self._number:
             self._agent.workers.pop(self._number, None)
+        self._output = self._input = self._stream = None  # they know us: memory would wait for the collector
         self._agent.endpoint.answer(self._id, self._result(self._status))
 
     def _result(self, status: int) -> Record:

@@ -42,6 +42,7 @@ from vch.session import Session
 if TYPE_CHECKING:
     from tether.link.record import Record
     from tether.link.stream import Stream
+    from vch.transfer import Transfer
 
 READ_SIZE = 64 << 10
 ENTROPY_BYTES = 64  # twice the key of Linux's generator
@@ -66,7 +67,7 @@ class Driver:
         self._qmp = Qmp()
         self._qmp_end: socket.socket | None = None
         self._full_disk = FullDisk(self.reactor, lambda: self._tell_qemu("cont"), on_notice)
-        self._sessions: dict[int, Session] = {}
+        self._sessions: dict[int, Session | Transfer] = {}
         self._answers: dict[int, Promise[Record]] = {}
         self._process: QemuProcess | None = None
         self._goodbye: Goodbye | None = None
@@ -103,7 +104,7 @@ class Driver:
             promise.fail(self.gone.result(0))
         return promise
 
-    def open(self, session: Session, message: Record, connect: Callable[[], None]) -> Promise[Record]:
+    def open(self, session: Session | Transfer, message: Record, connect: Callable[[], None]) -> Promise[Record]:
         """Connects a session and asks the guest to start it."""
         started: Promise[Record] = Promise("the process to start")
 
@@ -149,7 +150,7 @@ class Driver:
         """A stream of the link."""
         return self._endpoint.stream(number)
 
-    def _open_session(self, session: Session, message: Record, started: Promise[Record]) -> None:
+    def _open_session(self, session: Session | Transfer, message: Record, started: Promise[Record]) -> None:
         self._sessions[session.number] = session
 
         def answered(answer: Promise[Record]) -> None:
@@ -157,9 +158,14 @@ class Driver:
                 session.loop_lost(answer.error)
             else:
                 self.stage = Stage.RUNNING
+                session.loop_started()
 
         started.then(answered)
         self._ask(message, started)
+
+    def loop_forget(self, number: int) -> None:
+        """A transfer is over; its number may be used again."""
+        self._sessions.pop(number, None)
 
     def loop_request(self, message: Record) -> None:
         """Asks the guest for something whose failure is nobody's business (the process may just have ended)."""
@@ -382,7 +388,7 @@ class Driver:
                 self.ready.keep(message)
             case Ended() | Restarting() | Health():
                 session = self._sessions.get(getattr(message, "session", PRIMARY))
-                if session is not None:
+                if isinstance(session, Session):
                     session.loop_told(message)
             case Goodbye():
                 self._goodbye = message

@@ -10,6 +10,7 @@ wait has a deadline or ends with the machine.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, cast
@@ -24,9 +25,11 @@ from vch.errors import BootError, DeadlineError, MachineError
 from vch.promise import Promise
 from vch.qemu import TEMPLATE_MAC, Accelerator, Frozen, MachineConfig
 from vch.session import Session, Stdio
+from vch.transfer import Transfer
 
 if TYPE_CHECKING:
     from tether.link.record import Record
+    from vch.sinks import Sink
 
 # An emulated machine on a host that is busy with several others: 40 times what it takes alone.  A machine that fails
 # says so at once; this is for one that does nothing at all.
@@ -65,7 +68,7 @@ class Machine:
         self._cloning = cloning
         self._killed = False
         self._driver = Driver(config, program, on_notice)
-        self._sessions = PRIMARY
+        self._numbers = itertools.count(PRIMARY + 1)
         self._booted = False
 
     def __enter__(self) -> Machine:
@@ -131,11 +134,18 @@ class Machine:
 
         A `detached` one has /dev/null for its standard streams; its end is told as that of any other.
         """
-        self._sessions += 1
-        message = Exec(session=self._sessions, process=process, detached=detached)
+        number = next(self._numbers)
+        message = Exec(session=number, process=process, detached=detached)
         if detached:
             stdio = Stdio(streams=False)
-        return self._open(self._sessions, message, stdio or Stdio(), ANSWER_SECONDS)
+        return self._open(number, message, stdio or Stdio(), ANSWER_SECONDS)
+
+    def transfer(
+        self, message: Callable[[int], Record], *, source: int | None = None, sink: Sink | None = None
+    ) -> Transfer:
+        """Moves files: `message` makes the request out of a session number; `source` is read, `sink` written."""
+        number = next(self._numbers)
+        return Transfer(self._driver, number, message(number), source, sink)
 
     def ping(self) -> Pong:
         """Asks whether anybody is there."""

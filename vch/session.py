@@ -80,6 +80,9 @@ class Session:
         if stdio.stdin is not None:
             self._input = InputPump(self._driver.reactor, stdio.stdin, self._driver.stream(stdin_of(self.number)))
 
+    def loop_started(self) -> None:
+        """It runs."""
+
     def loop_stream(self, number: int) -> None:
         """A stream of this session has news."""
         if number in self._outputs:

@@ -11,6 +11,8 @@ from tether.link.messages import Done, Exited, Signalled
 from tether.link.record import Record
 from tether.spec import Host, Interface
 
+ADDED, CHANGED, DELETED = "A", "C", "D"  # kinds of changes that Diff tells, as Docker's client shows them
+
 
 class Stat(Record):
     """What is at this path of the container?  A symbolic link at its end is not followed, unless a "/" follows it."""
@@ -100,14 +102,52 @@ class Health(Record):
 STARTING, HEALTHY, UNHEALTHY = HEALTH = ("starting", "healthy", "unhealthy")  # Docker's words
 
 
-LATE_REQUESTS: dict[str, type[Record]] = {
-    cls.__name__: cls for cls in (Stat, AddInterface, RemoveInterface, SetNames, Announce)
+class Get(Record):
+    """Send the tar archive of what is at `path` on the output stream of `session`.  Answered when all is sent."""
+
+    session: int
+    path: bytes
+
+
+class Put(Record):
+    """Unpack the tar archive that comes on the input stream of `session` into the folder `path`.
+
+    `keep_kinds`: do not put a folder where something else is, nor the other way round (Docker's noOverwriteDirNonDir).
+    `owner`: who gets everything, Docker's USER string as for a process; "": whom the archive says.
+    """
+
+    session: int
+    path: bytes
+    keep_kinds: bool = False
+    owner: str = ""
+
+
+class Unpacked(Record):
+    """Answer to Put.  `attributes_lost`: extended attributes that the file system there cannot keep."""
+
+    members: int
+    attributes_lost: int = 0
+
+
+class Diff(Record):
+    """Send what has changed against the image on the output stream of `session`.
+
+    Each change is "A" (added), "C" (changed) or "D" (deleted), the path, and a null byte; in no order.
+    """
+
+    session: int
+
+
+_ANSWERS: dict[type[Record], type[Record]] = {
+    Stat: FileStat,
+    Get: Done,
+    Put: Unpacked,
+    Diff: Done,
+    AddInterface: InterfaceUp,
+    RemoveInterface: Done,
+    SetNames: Done,
+    Announce: Done,
 }
-LATE_ANSWERS: dict[str, type[Record]] = {
-    "Stat": FileStat,
-    "AddInterface": InterfaceUp,
-    "RemoveInterface": Done,
-    "SetNames": Done,
-    "Announce": Done,
-}
+LATE_REQUESTS: dict[str, type[Record]] = {cls.__name__: cls for cls in _ANSWERS}
+LATE_ANSWERS: dict[str, type[Record]] = {cls.__name__: answer for cls, answer in _ANSWERS.items()}
 LATE_EVENTS: dict[str, type[Record]] = {cls.__name__: cls for cls in (Restarting, Health)}

@@ -1,0 +1,64 @@
+"""What tether itself has changed in the container's root: mount points that the image does not have, and their parents.
+
+It is none of the container's changes, so `diff` leaves it out.  Noted on the writable disk, beside what it is about: a
+disk that is used again brings it along.
+"""
+
+import os
+import stat
+
+from tether import files
+from tether.root import WRITABLE
+
+NOTE = f"{WRITABLE}/mountpoints"
+UPPER = f"{WRITABLE}/upper"
+_FIELDS = 5
+
+State = dict[bytes, tuple[int, ...]]  # path from the container's root -> what `describe` says of it
+
+
+def describe(info: os.stat_result) -> tuple[int, ...]:
+    """What changes with a change: mode, owners, time; size where it says something."""
+    size = 0 if stat.S_ISDIR(info.st_mode) else info.st_size
+    return info.st_mode, info.st_uid, info.st_gid, info.st_mtime_ns, size
+
+
+def state() -> State | None:
+    """The writable layer as it is; None if it is known already what of it is tether's."""
+    if os.path.exists(NOTE):
+        return None
+    found: State = {}
+    folders = [b""]
+    while folders:
+        folder = folders.pop()
+        with os.scandir(os.fsencode(UPPER) + folder) as entries:
+            for entry in entries:
+                path = folder + b"/" + entry.name
+                found[path] = describe(entry.stat(follow_symlinks=False))
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(path)
+    return found
+
+
+def note(before: State | None) -> None:
+    """Remembers what was not in the writable layer `before`."""
+    after = state()
+    if before is None or after is None:
+        return
+    ours = {path: one for path, one in after.items() if before.get(path) != one}
+    if ours:
+        files.write(NOTE, write(ours))
+
+
+def read(text: bytes) -> State:
+    """What `write` wrote."""
+    found: State = {}
+    for line in text.split(b"\0")[:-1]:
+        *numbers, path = line.split(b" ", _FIELDS)
+        found[path] = tuple(int(number) for number in numbers)
+    return found
+
+
+def write(ours: State) -> bytes:
+    """Five numbers and the path of each, ended by a null byte."""
+    return b"".join(" ".join(map(str, one)).encode() + b" " + path + b"\0" for path, one in ours.items())
