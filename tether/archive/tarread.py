@@ -204,7 +204,8 @@ class TarReader:
             block += self._exact(BLOCK - len(block))
         if not block.strip(b"\0"):
             return None
-        stored = self._number(block[_SUM])
+        digits = block[_SUM].split(b"\0", 1)[0].strip(b" ")
+        stored = -1 if not digits or digits.strip(b"01234567") else int(digits, 8)
         rest = block[:_SUM.start] + block[_SUM.stop:]
         total = sum(rest) + 8 * ord(" ")
         if stored != total and stored != total - 256 * sum(byte > 127 for byte in rest):
