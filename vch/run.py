@@ -19,40 +19,23 @@ from tether.link.messages import PRIMARY, Resize, Signal
 from tether.spec import Identity
 from vch import settings as settings_module
 from vch import terminal
-from vch.clone.origin import Cloning
-from vch.clone.store import Store
-from vch.disks import DiskSet
 from vch.errors import GuestError, MachineLostError, OperationError, UsageError
 from vch.explain import is_missing_command
+from vch.launch import Launch, check, new_id
 from vch.locks import NameLock
 from vch.machine import Machine
-from vch.ports import check_free, describe_chosen
-from vch.prepare import Prepared, prepare
+from vch.ports import describe_chosen
+from vch.prepare import prepare
 from vch.profile import Profile
-from vch.qemu import MachineConfig, UserNetwork
 from vch.run_options import RunOptions
 from vch.session import Session, Stdio
-from vch.settings import LEAST_MEMORY, MIB, Settings
+from vch.settings import Settings
 from vch.signals import Actions, Interrupted, SignalRouter
-from vch.spec_plan import (
-    IMAGE_SERIAL,
-    TOP_SERIAL,
-    VOLUME_SERIAL,
-    Placement,
-    Resolver,
-    arguments,
-    build_spec,
-    parse_resolver,
-    user_addresses,
-    volume_mounts,
-)
+from vch.spec_plan import arguments, build_spec
 from vch.timing import Stopwatch
-from vch.user_network import host_has_ipv6
 
 EXIT_OURS = 125  # Docker: the daemon itself failed
 EXIT_KILLED = 128 + 9  # what Docker reports of a container whose end it did not see
-RESOLV_CONF = "/etc/resolv.conf"
-ID_BYTES = 32  # of a container's ID, as Docker's
 
 
 def run(options: RunOptions, environ: Mapping[str, str]) -> int:
@@ -105,18 +88,22 @@ class _Run:
             self._held.callback(prepared.lease.release)
             self._watch.lap("prepare")
             arguments(options, prepared.run)  # "no command specified": before anything is booted
-            id_ = os.urandom(ID_BYTES).hex()
-            disks = self._disks(prepared)
-            config = self._machine_config(prepared, disks, id_)
+            launch = Launch(options, self._settings, prepared, new_id())
+            disks = launch.disks()
+            self._held.callback(disks.close)
+            ports = launch.ports()
+            for line in describe_chosen(options.ports, ports):
+                self._say(line)
+            config = launch.config(disks, ports)
             self._debug(f"machine {config.name}: {prepared.verdict.accelerator.value}, {config.memory_mib} MiB")
-            machine = Machine(config, prepared.program, self._notice, cloning=self._cloning(), on_detail=self._debug)
+            machine = Machine(config, prepared.program, self._notice, cloning=launch.cloning(), on_detail=self._debug)
             self._held.callback(machine.close)
             self._profile.machine_starts()
             ready = machine.boot()
             self._profile.ready(ready)
             prepared.lease.release()  # QEMU has the files open: nothing named is ours from here on
             self._watch.lap("boot", ready.phases)
-            placement = self._placement(prepared, id_)
+            placement = launch.placement(terminal.size(0, 1, 2) if options.tty else None)
             spec = build_spec(options, prepared.run, placement, Identity(entropy=b"", clock_ns=0))
             with terminal.RawMode(0, options.tty and options.interactive):
                 session, started = machine.start(spec, self._stdio())
@@ -188,59 +175,6 @@ class _Run:
         else:
             machine.close()
 
-    def _disks(self, prepared: Prepared) -> DiskSet:
-        disks = DiskSet(self._settings.home)
-        self._held.callback(disks.close)
-        if prepared.disk is not None:
-            disks.add_image(IMAGE_SERIAL, prepared.disk)
-        disks.add_unnamed(TOP_SERIAL, self._settings.disk_size)
-        for index, mount in enumerate(volume_mounts(self._options, prepared.run)):
-            serial = VOLUME_SERIAL.format(index)
-            if mount.name:
-                disks.add_volume(serial, mount.name, self._settings.volume_size, mount.read_only)
-            else:
-                disks.add_unnamed(serial, self._settings.volume_size)
-        return disks
-
-    def _machine_config(self, prepared: Prepared, disks: DiskSet, id_: str) -> MachineConfig:
-        options = self._options
-        network = None
-        if options.network == "user":
-            chosen = check_free(options.ports)
-            for line in describe_chosen(options.ports, chosen):
-                self._say(line)
-            network = UserNetwork(self._mac(id_), tuple(chosen), user_addresses(options, host_has_ipv6()))
-        return MachineConfig(
-            name=f"vch-{options.name or id_[:12]}",
-            accelerator=prepared.verdict.accelerator,
-            memory_mib=(options.memory or self._settings.memory) // MIB,
-            cpus=options.cpus or self._settings.cpus,
-            boot=prepared.boot,
-            drives=tuple(disks.drives),
-            network=network,
-            fd_sets=disks.fd_sets,
-            link=self._settings.link,
-        )
-
-    def _cloning(self) -> Cloning | None:
-        folder = self._settings.templates
-        return None if self._options.cold or folder is None else Cloning(Store(folder))
-
-    def _placement(self, prepared: Prepared, id_: str) -> Placement:
-        return Placement(
-            id=id_,
-            mac=self._mac(id_),
-            layers=prepared.layers,
-            verity=prepared.verity,
-            resolver=_host_resolver(),
-            terminal=terminal.size(0, 1, 2) if self._options.tty else None,
-            host_has_ipv6=host_has_ipv6(),
-        )
-
-    def _mac(self, id_: str) -> str:
-        """The user's, or a locally administered unicast address out of the ID."""
-        return self._options.mac or "02:" + ":".join(id_[at : at + 2] for at in range(0, 10, 2))
-
     def _stdio(self) -> Stdio:
         options = self._options
         return Stdio(stdin=0 if options.interactive else None, stdout=1, stderr=None if options.tty else 2)
@@ -268,17 +202,6 @@ def _ignore(_number: int) -> None:
 
 def _check(options: RunOptions, settings: Settings) -> None:
     """What can be refused before anything is done."""
-    memory = options.memory or settings.memory
-    if memory < LEAST_MEMORY:
-        raise UsageError(f"Minimum memory limit allowed is {LEAST_MEMORY // MIB}MB")
+    check(options, settings)
     if options.tty and options.interactive and not os.isatty(0):
         raise UsageError("the input device is not a TTY")
-
-
-def _host_resolver() -> Resolver:
-    try:
-        with open(RESOLV_CONF, encoding="utf-8", errors="replace") as file:
-            return parse_resolver(file.read())
-    except OSError:
-        return Resolver()
-
