@@ -9,9 +9,9 @@ from tether.link.late_messages import InterfaceUp, SetNames
 from tether.link.reactor import Reactor
 from tether.names import hosts_text, resolv_text
 from tether.neighbours import announce
-from tether.network import find_interface, interface_by_mac, not_found
+from tether.network import addressing, find_interface, interface_by_mac, not_found, routing
 from tether.rename import merged, rewrite
-from tether.rtnetlink import carry_out, link_down
+from tether.rtnetlink import carry_out, link_down, take_back
 from tether.settling import Settling
 from tether.spec import Interface, Network
 from tether.uevents import DEADLINE_S
@@ -66,7 +66,7 @@ class LiveNetwork:
             if error is not None:
                 self._interfaces.pop(mac)
                 settling.close()
-                self._switch_off(settling.name)
+                self._leave(interface, settling.name)
                 done(error)
                 return
             if interface.announce:
@@ -92,8 +92,8 @@ class LiveNetwork:
         elif isinstance(known, Settling):
             known.close()
         name = interface_by_mac(mac.lower())
-        if name is not None:
-            self._switch_off(name)
+        if name is not None and not isinstance(known, Arrival):
+            self._leave(known if isinstance(known, Interface) else known.interface, name)
         self._network = self._network.but(interfaces=tuple(
             interface for interface in self._network.interfaces if interface.mac.lower() != mac.lower()))
         self._write_names()
@@ -126,8 +126,10 @@ class LiveNetwork:
         self._interfaces[interface.mac.lower()] = made
         return made
 
-    def _switch_off(self, name: str) -> None:
+    def _leave(self, interface: Interface, name: str) -> None:
+        """Takes back what the spec gave it, and switches it off."""
         try:
+            take_back([*addressing(interface, name), *routing(interface, name)])
             carry_out([link_down(if_nametoindex(name), name)])
         except OSError:
             return  # it has just been unplugged

@@ -32,6 +32,7 @@ from vch.errors import GuestError, MachineError, OperationError
 from vch.explain import Evidence, Stage, explain
 from vch.full_disk import FullDisk
 from vch.host_line import DialledLine, HostLine, InheritedLine
+from vch.monitor import Monitor
 from vch.promise import Promise
 from vch.qemu import Channels, LinkKind, MachineConfig, Role
 from vch.qemu_process import Ended as QemuEnded
@@ -66,6 +67,7 @@ class Driver:
         self._wire = Wire(self.reactor, self._endpoint, self._link_event, self._link_closed)
         self._qmp = Qmp()
         self._qmp_end: socket.socket | None = None
+        self.monitor = Monitor(self.post, self._tell_qemu)
         self._full_disk = FullDisk(self.reactor, lambda: self._tell_qemu("cont"), on_notice)
         self._sessions: dict[int, Session | Transfer] = {}
         self._answers: dict[int, Promise[Record]] = {}
@@ -332,12 +334,10 @@ class Driver:
             self._shutdown = str(event.data.get("reason", ""))
         elif event.name == "MIGRATION" and self._resume is not None:
             self._resume.event(event)
+        self.monitor.event(event)
 
     def _tell_qemu(
-        self,
-        command: str,
-        arguments: Mapping[str, Any] | None = None,
-        done: Callable[[QmpAnswer], None] | None = None,
+        self, command: str, arguments: Mapping[str, Any] | None = None, done: Callable[[QmpAnswer], None] | None = None
     ) -> None:
         """Gives the monitor a command.  Without `done` its answer does not matter: events tell what came of it."""
         self._qmp.execute(command, arguments, done)

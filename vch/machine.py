@@ -11,13 +11,13 @@ wait has a deadline or ends with the machine.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, cast
 
 from tether.link.messages import PRIMARY, Exec, Pong, Ready, Shutdown, Start, Started
 from tether.link.messages import Ping as PingRequest
-from tether.spec import Network, Process, Spec
+from tether.spec import Interface, Network, Process, Spec
 from vch.clone.key import clone_of
 from vch.clone.origin import Cloning
 from vch.driver import Driver, new_identity
@@ -28,6 +28,9 @@ from vch.session import Session, Stdio
 from vch.transfer import Transfer
 
 if TYPE_CHECKING:
+    from typing import Any
+
+    from tether.link.late_messages import InterfaceUp, SetNames
     from tether.link.record import Record
     from vch.sinks import Sink
 
@@ -150,6 +153,32 @@ class Machine:
     def ping(self) -> Pong:
         """Asks whether anybody is there."""
         return cast("Pong", self._driver.request(PingRequest()).result(ANSWER_SECONDS))
+
+    def add_interface(self, interface: Interface, backend: Mapping[str, Any] | None = None) -> InterfaceUp:
+        """Plugs a NIC in and has the guest bring it up: its name in the guest, and its addresses, those of DHCP too.
+
+        `backend` is where it leads, as QMP's netdev_add takes it (without an id): a user-mode network of its own
+        unless said.  Raises GuestError or MachineError; the NIC is unplugged then.
+        """
+        from vch import nics
+
+        return nics.add(self._driver.monitor, self.tell, interface, backend or nics.USER_BACKEND)
+
+    def remove_interface(self, mac: str) -> None:
+        """Unplugs a NIC that `add_interface` has plugged in, after the guest has given its lease back."""
+        from vch import nics
+
+        nics.remove(self._driver.monitor, self.tell, mac)
+
+    def set_names(self, names: SetNames) -> None:
+        """Changes what /etc/hosts and /etc/resolv.conf of the container say."""
+        self.tell(names).result(ANSWER_SECONDS)
+
+    def announce(self) -> None:
+        """Has the guest tell its neighbours which addresses it has: after it has moved to another host."""
+        from tether.link.late_messages import Announce
+
+        self.tell(Announce()).result(ANSWER_SECONDS)
 
     def tell(self, message: Record) -> Promise[Record]:
         """Sends a request and does not wait for the answer.  Safe in signal handlers."""

@@ -109,11 +109,13 @@ def container(
     start: bool = True,
     more_disks: Mapping[str, Path] | None = None,
     more_drives: Sequence[Drive] = (),
+    devices: tuple[str, ...] = (),
+    device_fds: tuple[int, ...] = (),
 ) -> Iterator[Container]:
     """Boots `vch run WORDS` up to its primary process.
 
     `change` replaces fields of the spec; `more_disks` are read-only VMDKs by serial number, for programs to find,
-    `more_drives` disks of any kind.
+    `more_drives` disks of any kind, `devices` more words for QEMU that may speak of the descriptors `device_fds`.
     """
     options = parse_run(words, os.environ)
     configured = settings.load(os.environ)
@@ -132,6 +134,7 @@ def container(
             name="test", accelerator=prepared.verdict.accelerator, memory_mib=_memory(options), cpus=1,
             boot=prepared.boot, drives=(*disks.drives, *more_drives), fd_sets=disks.fd_sets,
             network=UserNetwork(MAC, ()) if options.network == "user" else None,
+            devices=devices, device_fds=device_fds,
         )
         cloning = Cloning(Store(configured.templates)) if configured.templates is not None else None
         machine = held.enter_context(Machine(config, prepared.program, cloning=cloning))

@@ -1,0 +1,264 @@
+"""The network of a container VM, seen by others: dnsmasq and slirp give the addresses, tcpdump and ping look on from
+outside, and busybox's ip tells what the guest's kernel knows.
+
+One VM for all: one NIC is in the user network, the other in a network namespace of this host.  The kernel finds the
+latter first and calls it eth0, the spec names the former first: what counts is the MAC address.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.judge_network import HOST4, HOST6, CannotMakeNetwork, JudgeNetwork
+from tests.vm.harness import MAC, Container, container
+from tether.link.late_messages import AddInterface, InterfaceUp, RemoveInterface, SetNames
+from tether.spec import Host, Interface, Network, Route
+from vch.errors import GuestError, MachineError
+
+pytestmark = pytest.mark.vm
+
+MAC2, MAC3, NOBODY = "02:00:00:00:00:02", "02:00:00:00:00:03", "02:00:00:00:00:77"
+RANGE = "10.99.0.50,10.99.0.59"
+OPTIONS = (
+    f"--dhcp-option=option:dns-server,{HOST4},10.99.0.9",
+    "--dhcp-option=option:domain-search,a.example,b.example",
+    "--dhcp-option=option:mtu,1400",
+    f"--dhcp-option=121,10.20.0.0/16,10.99.0.3,192.168.77.0/24,0.0.0.0,10.30.0.0/16,{HOST4}",
+    "--dhcp-option-force=58,4",  # T1 and T2, in seconds
+    "--dhcp-option-force=59,100",
+)
+NETWORK = Network(
+    hostname="box",
+    interfaces=(
+        Interface(
+            mac=MAC,
+            addresses=("10.0.2.15/24", "10.0.2.77/24", "fec0::15/64"),
+            gateway4="10.0.2.2",
+            routes=(
+                Route(destination="10.200.0.0/16", gateway="10.0.2.9", metric=50, source="10.0.2.77"),
+                Route(destination="10.201.0.0/16"),
+                Route(destination="fd77::/64", gateway="fec0::9"),
+            ),
+            mtu=1300,
+            announce=False,
+        ),
+        Interface(mac=MAC2, addresses=("fd00:99::5/64", "10.99.0.200/24"), dhcp=True, check_duplicates=True),
+    ),
+    aliases=("www",),
+)
+ADDED = Interface(mac=MAC3, dhcp=True)
+BACKEND = {"type": "user", "ipv6": False, "net": "10.7.0.0/24"}
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JudgeNetwork]:
+    try:
+        made = JudgeNetwork(tmp_path_factory.mktemp("judge"))
+    except CannotMakeNetwork as reason:
+        pytest.skip(str(reason))
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def box(home: Path, demo_layout: Path, judge: JudgeNetwork) -> Iterator[Container]:
+    judge.dhcp_server(RANGE, *OPTIONS)
+    judge.capture()
+    second = ("-netdev", f"tap,id=tap,fd={judge.tap}", "-device", f"virtio-net-pci,netdev=tap,mac={MAC2},romfile=")
+    with container(f"oci:{demo_layout}:demo", "sleep", "100000", change={"network": NETWORK}, devices=second,
+                   device_fds=(judge.tap,)) as made:  # fmt: skip
+        yield made
+
+
+def leased(box: Container) -> str:
+    """The address that DHCP gave."""
+    found = re.search(r"inet (10\.99\.0\.5\d)/24", box.sh("ip -4 addr show eth0").out)
+    assert found is not None
+    return found[1]
+
+
+class TestStatic:
+    def test_several_addresses_and_the_mtu(self, box: Container) -> None:
+        said = box.sh("ip addr show eth1").out
+        assert "mtu 1300" in said
+        for address in ("inet 10.0.2.15/24", "inet 10.0.2.77/24", "inet6 fec0::15/64"):
+            assert address in said
+
+    def test_routes(self, box: Container) -> None:
+        routes = [line.strip() for line in box.sh("ip route; ip -6 route").out.splitlines()]
+        assert "default via 10.0.2.2 dev eth1" in routes
+        assert "10.200.0.0/16 via 10.0.2.9 dev eth1  src 10.0.2.77  metric 50" in routes
+        assert "10.201.0.0/16 dev eth1 scope link" in routes
+        assert any(route.startswith("fd77::/64 via fec0::9 dev eth1") for route in routes)
+
+    def test_routers_that_nobody_asked_change_nothing(self, box: Container) -> None:
+        assert box.sh("cat /proc/sys/net/ipv6/conf/eth1/accept_ra").out == "0\n"
+
+    def test_hosts(self, box: Container) -> None:
+        lines = box.sh("cat /etc/hosts").out.splitlines()
+        for address in ("10.0.2.15", "10.0.2.77", "fec0::15", "fd00:99::5", "10.99.0.200", leased(box)):
+            assert f"{address}\tbox www" in lines
+
+
+class TestDhcp:
+    def test_the_lease_is_what_the_server_gave(self, box: Container, judge: JudgeNetwork) -> None:
+        _, mac, address, name, _ = judge.said("leases").split()
+        assert (mac, address, name) == (MAC2, leased(box), "box")
+        assert "mtu 1400" in box.sh("ip link show eth0").out
+
+    def test_classless_routes(self, box: Container) -> None:
+        said = box.sh("ip route").out
+        assert re.search(rf"10\.20\.0\.0/16 via 10\.99\.0\.3 dev eth0 +src {leased(box)}", said)
+        assert re.search(r"192\.168\.77\.0/24 dev eth0 scope link", said)
+        assert re.search(r"10\.30\.0\.0/16 via 10\.99\.0\.1 dev eth0", said)
+        assert said.count("default") == 1
+
+    def test_resolv_conf(self, box: Container) -> None:
+        wanted = f"nameserver {HOST4}\nnameserver 10.99.0.9\nsearch a.example b.example\n"
+        assert box.sh("cat /etc/resolv.conf").out == wanted
+
+    def test_it_is_reached(self, box: Container, judge: JudgeNetwork) -> None:
+        for address in (leased(box), "10.99.0.200", "fd00:99::5"):
+            assert " 0% packet loss" in judge.run("busybox", "ping", "-c", "1", "-w", "20", address)
+
+    def test_the_lease_is_renewed(self, box: Container, judge: JudgeNetwork) -> None:
+        address = leased(box)
+        before = judge.said("dnsmasq.log").count("DHCPACK")
+        judge.until(lambda: judge.said("dnsmasq.log").count("DHCPACK") >= before + 2, "two renewals")
+        assert leased(box) == address
+        assert judge.said("dnsmasq.log").count("DHCPDISCOVER") == 1
+
+    def test_a_lease_that_is_refused_is_replaced(self, box: Container, judge: JudgeNetwork) -> None:
+        """The server comes back with other addresses, and knows nothing of the old ones."""
+        before, server = leased(box), judge.running[0]
+        judge.end(server)
+        (judge.folder / "leases").unlink()
+        judge.dhcp_server("10.99.0.150,10.99.0.159", "--dhcp-option=option:dns-server", "--dhcp-option=3")
+        box.until("ip -4 addr show eth0 | grep -c 'inet 10.99.0.15[0-9]/24'", "1", 60)
+        said = box.sh("ip addr show eth0; ip route; cat /etc/hosts").out
+        assert before not in said
+        assert "10.20.0.0/16" not in said
+        assert re.search(r"10\.99\.0\.15\d\tbox www", said)
+        assert box.sh("cat /etc/resolv.conf").out == ""  # a server without name servers is one, too
+
+
+class TestAnnouncements:
+    def test_after_the_start_and_when_asked(self, box: Container, judge: JudgeNetwork) -> None:
+        def heard() -> tuple[int, int]:
+            said = judge.said("capture.txt")
+            arp = len(re.findall(r"Request who-has 10\.99\.0\.200 .*tell 10\.99\.0\.200", said))
+            advertised = re.findall(r"fd00:99::5 > ff02::1: \[icmp6 sum ok\] ICMP6, neighbor advertisement.*", said)
+            return arp, len(advertised)
+
+        judge.until(lambda: min(heard()) >= 1, "the announcements after the start")
+        first = heard()
+        box.machine.announce()
+        judge.until(lambda: all(now > then for now, then in zip(heard(), first, strict=True)), "an announcement")
+        assert MAC2 in judge.run("ip", "neigh")
+
+    def test_nobody_is_told_where_nobody_is(self, box: Container) -> None:
+        assert not box.spec.network.interfaces[0].announce
+
+
+class TestNames:
+    def test_they_change_while_programs_run(self, box: Container) -> None:
+        box.sh("echo '1.2.3.4 mine' >> /etc/hosts")
+        before = box.sh("cat /etc/hosts").out
+        names = SetNames(aliases=("db",), hosts=(Host(address="10.1.1.1", names=("a", "b")),),
+                         nameservers=("10.0.2.3",), search=("x.test",), resolver_options=("ndots:2",))
+        box.machine.set_names(names)
+        after = box.sh("cat /etc/hosts").out
+        assert "10.0.2.15\tbox db\n" in after
+        assert "10.1.1.1\ta b\n" in after
+        assert "1.2.3.4 mine\n" in after  # the container's own
+        assert "www" in before
+        assert "www" not in after
+        assert box.sh("cat /etc/resolv.conf").out == "nameserver 10.0.2.3\nsearch x.test\noptions ndots:2\n"
+
+    def test_a_reader_never_sees_half_of_it(self, box: Container) -> None:
+        names = SetNames(nameservers=("10.0.2.3",))
+        long = tuple(Host(address=f"10.3.0.{number}", names=(f"host-{number}",)) for number in range(100))
+        script = "while [ ! -e /tmp/enough ]; do grep -c localhost /etc/hosts; done | sort | uniq -c"
+        watching: list[str] = []
+        reader = threading.Thread(target=lambda: watching.append(box.sh(script).out))
+        reader.start()
+        for turn in range(20):
+            box.machine.set_names(names.but(hosts=long if turn % 2 else ()))
+        box.sh("touch /tmp/enough")
+        reader.join()
+        assert {line.split()[1] for line in watching[0].splitlines()} == {"2"}
+
+    def test_a_resolv_conf_that_the_container_has_made_its_own_is_left_alone(self, box: Container) -> None:
+        box.sh("echo nameserver 9.9.9.9 > /etc/resolv.conf")
+        box.machine.set_names(SetNames(nameservers=("10.0.2.3",), search=("y.test",)))
+        assert box.sh("cat /etc/resolv.conf").out == "nameserver 9.9.9.9\n"
+
+
+class TestHotPlug:
+    def test_a_nic_is_plugged_in_configured_and_unplugged(self, box: Container) -> None:
+        for _ in range(2):
+            up = box.machine.add_interface(ADDED, BACKEND)
+            assert up.addresses == ("10.7.0.15/24",)
+            said = box.sh(f"ip addr show {up.name}; ip route; cat /etc/hosts").out
+            assert "inet 10.7.0.15/24" in said
+            assert re.search(rf"default via 10\.7\.0\.2 dev {up.name} +src 10\.7\.0\.15 +metric 10\d", said)
+            assert "10.7.0.15\tbox" in said
+            box.machine.remove_interface(MAC3)
+            box.until(f"ls /sys/class/net | grep -c {up.name}", "0")
+            assert "10.7.0.15" not in box.sh("cat /etc/hosts").out
+
+    def test_what_is_refused(self, box: Container) -> None:
+        for message, complaint in (
+            (AddInterface(interface=Interface(mac=MAC)), "is configured already"),
+            (RemoveInterface(mac=NOBODY), "is not configured"),
+        ):
+            with pytest.raises(GuestError, match=complaint):
+                box.machine.tell(message).result(60)
+        with pytest.raises(MachineError, match="mac.*nonsense"):
+            box.machine.add_interface(Interface(mac="nonsense"), BACKEND)
+
+
+class TestDuplicates:
+    def test_an_address_that_somebody_has_is_refused_and_another_one_is_fine(self, box: Container) -> None:
+        """(Last: the second NIC is given other addresses.)"""
+        box.machine.tell(RemoveInterface(mac=MAC2)).result(60)
+        assert "inet" not in box.sh("ip addr show eth0").out
+        duplicate = Interface(mac=MAC2, addresses=(f"{HOST6}/64",), check_duplicates=True)
+        with pytest.raises(GuestError) as caught:
+            box.machine.tell(AddInterface(interface=duplicate)).result(60)
+        assert caught.value.fault.text == "another machine on this network has it"
+        unique = duplicate.but(addresses=("fd00:99::42/64",), gateway6=HOST6)
+        up = box.machine.tell(AddInterface(interface=unique)).result(60)
+        assert isinstance(up, InterfaceUp)
+        said = box.sh("ip addr show eth0").out
+        assert re.search(r"fd00:99::42/64 scope global", said)
+        assert not re.search(r"fd00:99::42/64 .*tentative", said)
+        assert box.sh(f"ping -c 1 -w 20 {HOST6}").code == 0
+
+    def test_what_does_not_come_is_named(self, box: Container, judge: JudgeNetwork) -> None:
+        """No DHCP server, and no NIC: both are waited for side by side, and hold up nobody."""
+        for process in list(judge.running):
+            judge.end(process)
+        box.machine.tell(RemoveInterface(mac=MAC2)).result(60)
+        began = time.monotonic()
+        no_server = box.machine.tell(AddInterface(interface=Interface(mac=MAC2, dhcp=True)))
+        no_nic = box.machine.tell(AddInterface(interface=Interface(mac=NOBODY)))
+        assert box.sh("echo meanwhile").out == "meanwhile\n"
+        with pytest.raises(GuestError) as caught:
+            no_nic.result(120)
+        assert time.monotonic() - began > 19
+        fault = caught.value.fault
+        assert (fault.object, fault.errno) == (f"network interface {NOBODY}", "ENODEV")
+        assert f"eth0 ({MAC2})" in fault.hint
+        with pytest.raises(GuestError) as caught:
+            no_server.result(120)
+        fault = caught.value.fault
+        assert (fault.text, fault.errno) == ("no server gave an address within 30 s", "ETIMEDOUT")
