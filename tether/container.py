@@ -82,7 +82,15 @@ class Container:
     def announce(self, reactor: "Reactor") -> None:
         """Tells the neighbours which addresses are here, soon: the container need not wait for that."""
         if any(interface.announce for interface in self.spec.network.interfaces):
-            reactor.call_later(ANNOUNCE_S, lambda: self.live_network(reactor).announce())
+            reactor.call_later(ANNOUNCE_S, self._announce)
+
+    def _announce(self) -> None:
+        from tether.neighbours import announce_all
+
+        if self._live is None:
+            announce_all(self.spec.network)
+        else:
+            self._live.announce()
 
     def leave_network(self) -> None:
         """Gives leases back."""

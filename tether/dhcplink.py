@@ -28,7 +28,8 @@ from tether.dhcpwire import CLIENT_PORT, EVERYBODY, SERVER_PORT, read_packet, re
 from tether.faults import TetherError
 from tether.lease import Lease, requests_for
 from tether.link.reactor import Reactor, Timer, Watch
-from tether.rtnetlink import Request, carry_out, take_back
+from tether.rtnetlink import Request, carry_out
+from tether.rtundo import take_back
 from tether.spec import Interface
 
 TYPE_CHECKING = False

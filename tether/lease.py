@@ -21,7 +21,7 @@ from tether.dhcpwire import (
     domain_names,
 )
 from tether.link.record import Record
-from tether.rtnetlink import Request, add_address, add_route, set_mtu
+from tether.rtnetlink import Request, add_address, add_route, link_up
 from tether.spec import Interface, Route
 
 LEAST_SECONDS = 10  # a lease that ended sooner would have us do nothing else
@@ -73,7 +73,7 @@ def read_lease(message: Message) -> Lease:
 
 def requests_for(lease: Lease, index: int, name: str, interface: Interface) -> list[Request]:
     """The changes of the network for a lease; what the spec says of the interface counts more."""
-    requests = [set_mtu(index, name, lease.mtu)] if lease.mtu and not interface.mtu else []
+    requests = [link_up(index, name, lease.mtu)] if lease.mtu and not interface.mtu else []
     requests.append(add_address(index, name, lease.cidr))
     for route in lease.routes:
         if not (interface.gateway4 and route.destination == DEFAULT_DESTINATION):

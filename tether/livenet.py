@@ -11,7 +11,8 @@ from tether.names import hosts_text, resolv_text
 from tether.neighbours import announce
 from tether.network import addressing, find_interface, interface_by_mac, not_found, routing
 from tether.rename import merged, rewrite
-from tether.rtnetlink import carry_out, link_down, take_back
+from tether.rtnetlink import carry_out
+from tether.rtundo import link_down, take_back
 from tether.settling import Settling
 from tether.spec import Interface, Network
 from tether.uevents import DEADLINE_S

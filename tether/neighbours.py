@@ -9,7 +9,9 @@ from _socket import AF_INET, AF_INET6, AF_PACKET, SOCK_CLOEXEC, SOCK_RAW, inet_p
 
 from tether import files
 from tether.checksum import checksum
+from tether.network import interface_by_mac
 from tether.rtnetlink import parse_cidr
+from tether.spec import Network
 
 _ETH_P_ARP, _ETH_P_IPV6 = 0x0806, 0x86DD  # linux/if_ether.h
 _BROADCAST = b"\xff" * 6
@@ -36,6 +38,14 @@ def announce(name: str, addresses: "tuple[str, ...]") -> None:
             raise
     finally:
         packets.close()
+
+
+def announce_all(network: Network) -> None:
+    """Tells what the spec says; a lease is not in it (tether.livenet)."""
+    for interface in network.interfaces:
+        name = interface_by_mac(interface.mac.lower())
+        if name is not None and interface.announce:
+            announce(name, interface.addresses)
 
 
 def frame(mac: bytes, cidr: str) -> bytes:

@@ -6,7 +6,6 @@ judged by pyroute2 in the tests (docs/architecture.md has the numbers).
 Numbers are in the machine's byte order, addresses in the network's.
 """
 
-import errno
 import os
 import struct
 from _socket import AF_INET, AF_INET6, AF_NETLINK, SOCK_CLOEXEC, SOCK_RAW, inet_pton, socket
@@ -16,26 +15,24 @@ from tether.link.record import Record
 from tether.spec import Route
 
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length type flags sequence port
-_LINK = struct.Struct("=BxHiII")  # struct ifinfomsg: family type index flags change
+LINK = struct.Struct("=BxHiII")  # struct ifinfomsg: family type index flags change
 _ADDRESS = struct.Struct("=BBBBI")  # struct ifaddrmsg: family prefix flags scope index
 _ROUTE = struct.Struct("=BBBBBBBBI")  # struct rtmsg: family dst_len src_len tos table protocol scope type flags
 _ATTRIBUTE = struct.Struct("=HH")  # struct rtattr: length type
 
 _NETLINK_ROUTE = 0
 _NLMSG_ERROR = 2
-_RTM_NEWLINK, _RTM_NEWADDR, _RTM_NEWROUTE = 16, 20, 24
-_REQUEST_ACK = 0x1 | 0x4  # NLM_F_REQUEST | NLM_F_ACK
+RTM_NEWLINK, RTM_NEWADDR, RTM_NEWROUTE = 16, 20, 24
+REQUEST_ACK = 0x1 | 0x4  # NLM_F_REQUEST | NLM_F_ACK
 _CREATE_NEW = 0x400 | 0x200  # NLM_F_CREATE | NLM_F_EXCL
-_IFF_UP = 1
+IFF_UP = 1
 _IFLA_ADDRESS, _IFLA_MTU = 1, 4
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
 _IFA_F_NODAD = 2
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
-_TABLE_MAIN, _PROTOCOL_BOOT, _SCOPE_UNIVERSE, _SCOPE_LINK, _TYPE_UNICAST = 254, 3, 0, 253, 1
+_TABLE_MAIN, _PROTOCOL_BOOT, _SCOPE_UNIVERSE, _SCOPELINK, _TYPE_UNICAST = 254, 3, 0, 253, 1
 _RTNH_F_ONLINK = 4  # the gateway is on this link although no address of ours says so
 DEFAULT_ROUTE = "default"
-_DELETED = 1  # RTM_DELADDR is RTM_NEWADDR + 1, and so on
-_GONE = (errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENODEV)  # what is to be taken back is not there any more
 _REPLY_BYTES = 65536
 _TIMEOUT = struct.pack("ll", 5, 0)  # struct timeval; the kernel answers at once
 _SOL_SOCKET, _SO_RCVTIMEO = 1, 20
@@ -54,14 +51,8 @@ def link_up(index: int, name: str, mtu: int = 0) -> Request:
     """Switches an interface on, and sets its MTU if one is given."""
     attributes = _attribute(_IFLA_MTU, struct.pack("=I", mtu)) if mtu else b""
     what = f"switch on {name}" + (f" with MTU {mtu}" if mtu else "")
-    return Request(what=what, kind=_RTM_NEWLINK, flags=_REQUEST_ACK,
-                   body=_LINK.pack(0, 0, index, _IFF_UP, _IFF_UP) + attributes)
-
-
-def set_mtu(index: int, name: str, mtu: int) -> Request:
-    """Sets the largest packet of an interface, in bytes."""
-    return Request(what=f"MTU {mtu} on {name}", kind=_RTM_NEWLINK, flags=_REQUEST_ACK,
-                   body=_LINK.pack(0, 0, index, 0, 0) + _attribute(_IFLA_MTU, struct.pack("=I", mtu)))
+    return Request(what=what, kind=RTM_NEWLINK, flags=REQUEST_ACK,
+                   body=LINK.pack(0, 0, index, IFF_UP, IFF_UP) + attributes)
 
 
 def set_mac(index: int, name: str, mac: str) -> Request:
@@ -76,8 +67,8 @@ def set_mac(index: int, name: str, mac: str) -> Request:
     if len(address) != 6 or address[0] & 1:  # the lowest bit says: a group (IEEE 802, 8.2)
         raise TetherError("spec.network", f"{mac!r} is not the MAC address of an interface",
                           hint="write it like 02:00:00:00:00:01")
-    return Request(what=f"MAC address {mac} on {name}", kind=_RTM_NEWLINK, flags=_REQUEST_ACK,
-                   body=_LINK.pack(0, 0, index, 0, 0) + _attribute(_IFLA_ADDRESS, address))
+    return Request(what=f"MAC address {mac} on {name}", kind=RTM_NEWLINK, flags=REQUEST_ACK,
+                   body=LINK.pack(0, 0, index, 0, 0) + _attribute(_IFLA_ADDRESS, address))
 
 
 def add_address(index: int, name: str, cidr: str, nodad: bool = True) -> Request:
@@ -92,14 +83,8 @@ def add_address(index: int, name: str, cidr: str, nodad: bool = True) -> Request
         flags = _IFA_F_NODAD if nodad else 0
     elif prefix < 31:  # RFC 3021: a /31 has no broadcast address
         attributes += _attribute(_IFA_BROADCAST, broadcast(address, prefix))
-    return Request(what=f"address {cidr} on {name}", kind=_RTM_NEWADDR, flags=_REQUEST_ACK | _CREATE_NEW,
+    return Request(what=f"address {cidr} on {name}", kind=RTM_NEWADDR, flags=REQUEST_ACK | _CREATE_NEW,
                    body=_ADDRESS.pack(family, prefix, flags, _SCOPE_UNIVERSE, index) + attributes)
-
-
-def link_down(index: int, name: str) -> Request:
-    """Switches an interface off."""
-    return Request(what=f"switch off {name}", kind=_RTM_NEWLINK, flags=_REQUEST_ACK,
-                   body=_LINK.pack(0, 0, index, 0, _IFF_UP))
 
 
 def add_route(index: int, name: str, route: Route, on_link: bool = False) -> Request:
@@ -125,10 +110,10 @@ def add_route(index: int, name: str, route: Route, on_link: bool = False) -> Req
         attributes += _attribute(_RTA_PRIORITY, struct.pack("=I", route.metric))
     if route.source:
         attributes += _attribute(_RTA_PREFSRC, parse_address(route.source)[1])
-    scope = _SCOPE_LINK if family == AF_INET and not gateway else _SCOPE_UNIVERSE
+    scope = _SCOPELINK if family == AF_INET and not gateway else _SCOPE_UNIVERSE
     head = _ROUTE.pack(family, length, 0, 0, _TABLE_MAIN, _PROTOCOL_BOOT, scope, _TYPE_UNICAST,
                        _RTNH_F_ONLINK if on_link else 0)
-    return Request(what=what, kind=_RTM_NEWROUTE, flags=_REQUEST_ACK | _CREATE_NEW, body=head + attributes)
+    return Request(what=what, kind=RTM_NEWROUTE, flags=REQUEST_ACK | _CREATE_NEW, body=head + attributes)
 
 
 def parse_cidr(cidr: str) -> tuple[int, bytes, int]:
@@ -180,24 +165,12 @@ def replies(data: bytes) -> list[tuple[int, int]]:
 
 def carry_out(requests: list[Request]) -> None:
     """Sends all of them at once and waits for what the kernel says.  Raises TetherError for the first that failed."""
-    for request, failure in _asked(requests):
+    for request, failure in asked(requests):
         if failure:
             raise TetherError(request.what, os.strerror(failure), failure)
 
 
-def take_back(requests: list[Request]) -> None:
-    """Removes the addresses and routes that these requests added, the last one first.
-
-    Those that are gone already are passed over: a container may change its network as it likes.
-    """
-    undoing = [request.but(what=f"remove {request.what}", kind=request.kind + _DELETED, flags=_REQUEST_ACK)
-               for request in reversed(requests) if request.kind in (_RTM_NEWADDR, _RTM_NEWROUTE)]
-    for request, failure in _asked(undoing):
-        if failure and failure not in _GONE:
-            raise TetherError(request.what, os.strerror(failure), failure)
-
-
-def _asked(requests: list[Request]) -> list[tuple[Request, int]]:
+def asked(requests: list[Request]) -> list[tuple[Request, int]]:
     """What the kernel says to each: errno or 0, in the order of its answers."""
     if not requests:
         return []

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ("tether", "imagebuild", "initramfs", "vch")
-GUEST_LIBRARIES = {"pyroute2", "psutil", "pyinotify"}
+GUEST_LIBRARIES = {"psutil", "pyinotify"}
 OF_THE_LINK = ("tether.link", "tether.spec")
 SHARED_WITH_THE_HOST = (*OF_THE_LINK, "tether.archive")
 

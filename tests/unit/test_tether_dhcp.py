@@ -248,7 +248,9 @@ class TestLeases:
     def test_requests_for_it(self) -> None:
         lease = self.lease(o3=packed("10.0.0.1"), o26=struct.pack("!H", 1400))
         wanted = [request.what for request in requests_for(lease, 3, "eth0", Interface(mac="02:00:00:00:00:01"))]
-        assert wanted == ["MTU 1400 on eth0", "address 10.0.0.50/24 on eth0", "route to 0.0.0.0/0 by 10.0.0.1 on eth0"]
+        assert wanted == [
+            "switch on eth0 with MTU 1400", "address 10.0.0.50/24 on eth0",
+            "route to 0.0.0.0/0 by 10.0.0.1 on eth0"]  # fmt: skip
         own = Interface(mac="02:00:00:00:00:01", mtu=9000, gateway4="10.0.0.7")
         assert [request.what for request in requests_for(lease, 3, "eth0", own)] == ["address 10.0.0.50/24 on eth0"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
-from tether import network, rtnetlink
+from tether import network, rtnetlink, rtundo
 from tether.faults import TetherError
 from tether.spec import Route
 
@@ -112,6 +112,17 @@ def test_what_is_no_route(route: Route) -> None:
 ])  # fmt: skip
 def test_gateways_that_are_near(gateway: str, addresses: tuple[str, ...], is_near: bool) -> None:
     assert network.near(gateway, addresses) is is_near
+
+
+def test_taking_back() -> None:
+    route = rtnetlink.add_route(3, "eth0", Route(destination="10.7.0.0/16"))
+    done = [rtnetlink.link_up(3, "eth0"), rtnetlink.add_address(3, "eth0", "10.0.2.15/24"), route]
+    undone = [_parsed(request) for request in rtundo.undoing(done)]
+    assert [message["event"] for message in undone] == ["RTM_DELROUTE", "RTM_DELADDR"]
+    assert [message["header"]["flags"] for message in undone] == [5, 5]  # NLM_F_REQUEST | NLM_F_ACK
+    assert _attributes(undone[1])["IFA_LOCAL"] == "10.0.2.15"
+    down = _parsed(rtundo.link_down(3, "eth0"))
+    assert (down["index"], down["flags"], down["change"]) == (3, 0, 1)
 
 
 @pytest.mark.parametrize("cidr", ["10.0.2.15", "10.0.2.15/33", "10.0.2/24", "fd00::/129", "x/24", "10.0.2.15/-1"])

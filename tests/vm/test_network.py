@@ -131,10 +131,10 @@ class TestDhcp:
 
     def test_the_lease_is_renewed(self, box: Container, judge: JudgeNetwork) -> None:
         address = leased(box)
-        before = judge.said("dnsmasq.log").count("DHCPACK")
-        judge.until(lambda: judge.said("dnsmasq.log").count("DHCPACK") >= before + 2, "two renewals")
+        before = judge.said("dnsmasq.log")
+        judge.until(lambda: judge.said("dnsmasq.log").count("DHCPACK") >= before.count("DHCPACK") + 2, "two renewals")
         assert leased(box) == address
-        assert judge.said("dnsmasq.log").count("DHCPDISCOVER") == 1
+        assert judge.said("dnsmasq.log").count("DHCPDISCOVER") == before.count("DHCPDISCOVER")
 
     def test_a_lease_that_is_refused_is_replaced(self, box: Container, judge: JudgeNetwork) -> None:
         """The server comes back with other addresses, and knows nothing of the old ones."""
@@ -254,9 +254,9 @@ class TestDuplicates:
         assert box.sh("echo meanwhile").out == "meanwhile\n"
         with pytest.raises(GuestError) as caught:
             no_nic.result(120)
-        assert time.monotonic() - began > 19
         fault = caught.value.fault
-        assert (fault.object, fault.errno) == (f"network interface {NOBODY}", "ENODEV")
+        assert (fault.object, fault.errno) == (f"network interface {NOBODY}", "ENODEV"), fault
+        assert time.monotonic() - began > 19
         assert f"eth0 ({MAC2})" in fault.hint
         with pytest.raises(GuestError) as caught:
             no_server.result(120)
