@@ -9,6 +9,7 @@ import fcntl
 import os
 
 from tether.link.stream import Stream
+from tether.memory import keep_buffers
 from tether.terminal import END_OF_FILE
 
 TYPE_CHECKING = False
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
     from tether.link.reactor import Reactor, Watch
 
-CHUNK = 256 << 10  # what one frame carries
+CHUNK = 512 << 10  # what one frame carries
+SHORT = 16 << 10  # what is read of a process that writes little: to make room for a whole chunk costs page faults
 # Each turn of the loop costs PID 1 far more than the bytes that it moves, and the pipe decides how many that are: a
 # quarter of the CPU time of the kernel's own 64 KiB.  Memory is taken only for what waits in it.
 PIPE_SIZE = 1 << 20
@@ -25,7 +27,7 @@ _F_SETPIPE_SZ = 1031  # fcntl(2)
 _FIONREAD = 0x541B  # asm-generic/ioctls.h
 _INT_SIZE = 4
 _NOTHING = memoryview(b"")  # an empty part of a chunk would keep all of it in memory
-AT_ONCE = 4  # chunks in one turn of the loop, so that no stream keeps the others waiting
+AT_ONCE = 2  # chunks in one turn of the loop, so that no stream keeps the others waiting
 
 
 class OutputPump:
@@ -37,14 +39,16 @@ class OutputPump:
         self._kept = kept
         self._ration: int | None = None  # how many bytes are still read; None: to the end
         _widen(source)
-        self._left = _NOTHING  # read, but not yet taken by the stream
+        self._size = SHORT  # of the next read
         self.done = False
         self._watch: Watch | None = reactor.watch(source, self._readable)
 
     def resume(self) -> None:
         """The stream has room again."""
-        if self._watch is None and not self.done and self._pass_on():
+        if self._watch is None and not self.done and self._stream.room:
             self._watch = self._reactor.watch(self._source, self._readable)
+            if self._ration is not None:  # the pipe may have nothing to announce any more
+                self._readable(0)
 
     def cut(self) -> None:
         """Does not wait for the end: what has been written by now is the last that is read."""
@@ -59,9 +63,15 @@ class OutputPump:
         self._stream.finish()
 
     def _readable(self, _ready: int) -> None:
+        """Reads what the stream has room for, so that what was read is passed on as it is."""
         for _ in range(AT_ONCE):
+            room = self._stream.room
+            if not room:
+                self._pause()
+                return
+            size = min(self._size, room)
             try:
-                data = os.read(self._source, CHUNK) if self._ration is None else self._read_ration()
+                data = os.read(self._source, size) if self._ration is None else self._read_ration(size)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -71,15 +81,26 @@ class OutputPump:
             if not data:
                 self._finish()
                 return
-            self._left = memoryview(data)
-            if not self._pass_on():
-                self._pause()
+            self._stream.write(data)
+            if self._ration == 0:
+                self._finish()
+                return
+            self._expect(len(data))
+            if len(data) < size and self._ration is None:
                 return
 
-    def _read_ration(self) -> bytes:
+    def _expect(self, count: int) -> None:
+        """Who has written so much at a time will do so again."""
+        if count < SHORT:
+            self._size = SHORT
+        elif self._size == SHORT:
+            self._size = CHUNK
+            keep_buffers()
+
+    def _read_ration(self, size: int) -> bytes:
         """Some of what is still to be read; nothing when that is all."""
         assert self._ration is not None
-        data = os.read(self._source, min(CHUNK, self._ration)) if self._ration else b""
+        data = os.read(self._source, min(size, self._ration)) if self._ration else b""
         self._ration -= len(data)
         return data
 
@@ -88,11 +109,6 @@ class OutputPump:
         if self._watch is not None:
             self._watch.close()
             self._watch = None
-
-    def _pass_on(self) -> bool:
-        """Gives the stream what is left; true if it took everything."""
-        self._left = self._left[self._stream.write(self._left):] or _NOTHING
-        return not self._left
 
     def _finish(self) -> None:
         self._pause()

@@ -41,6 +41,8 @@ RB_DISABLE_CAD = 0
 RLIMIT_NOFILE = 7
 RLIM_SPAN = 1 << 64  # RLIM_INFINITY is one less
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
 PAGE = 4096  # mount(2) takes one page of options and cuts the rest off in silence
 
 PR_CAPBSET_DROP = 24  # linux/prctl.h
@@ -75,6 +77,7 @@ _setns = _Function(dlsym(_LIBC, "setns"))
 _umount2 = _Function(dlsym(_LIBC, "umount2"))
 _prctl = _Function(dlsym(_LIBC, "prctl"))
 _prlimit = _Function(dlsym(_LIBC, "prlimit"))
+_mallopt = _Function(dlsym(_LIBC, "mallopt"))
 _reboot = _Function(dlsym(_LIBC, "reboot"))
 _syscall = _Function(dlsym(_LIBC, "syscall"))
 _unshare = _Function(dlsym(_LIBC, "unshare"))
@@ -142,6 +145,11 @@ def setns(handle: int, what: int) -> None:
     """setns(2): moves the caller into the namespace that is open as `handle`; with CLONE_NEWPID its next children."""
     if _int(_setns(handle, what)) < 0:
         raise _error(f"namespace {what:#x}")
+
+
+def mallopt(parameter: int, value: int) -> None:
+    """mallopt(3), of the C library and not of the kernel.  What it refuses stays as it was."""
+    _mallopt(_Long(parameter), _Long(value))
 
 
 def reboot(command: int) -> None:

@@ -138,8 +138,8 @@ def test_a_stalled_reader_stops_its_own_stream_only(small: Pair) -> None:
     assert stalled.write(b"s" * 10_000) == 0
     got = b""
     for _ in range(10):
-        other.write(b"o" * 100)
-        small.run()
+        assert other.write(b"o" * 100) == 100
+        small.settle()
         got += small.appliance.stream(18).read(1000)
     assert got == b"o" * 1000
     small.tether.notify(Ready(version="", kernel=""))

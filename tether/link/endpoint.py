@@ -142,6 +142,8 @@ class Endpoint:
 
     def gather(self) -> "list[Part]":
         """As `transmit`, in pieces for writev."""
+        if self._idle:
+            return []
         parts: list[Part] = []
         peer = self._peer
         for kind in self._owed:

@@ -83,6 +83,8 @@ def build(
 
 def _edges(parts: "list[Part]") -> "list[Part]":
     """The first and the last EDGE bytes."""
+    if len(parts) == 1:
+        return [parts[0][:EDGE], parts[0][-EDGE:]]
     first, left = [], EDGE
     for part in parts:
         first.append(part[:left])

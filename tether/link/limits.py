@@ -30,7 +30,7 @@ class Limits(Record):
     stalled reader makes it so.
     """
 
-    payload: int = 256 * KIB
+    payload: int = 512 * KIB
     window: int = MIB
     ring: int = MIB
     streams: int = 256

@@ -106,7 +106,7 @@ class Outbox:
     def gather(self) -> "list[Part]":
         """The pieces of the next frames; empty if there is nothing to send now."""
         peer = self.peer
-        if peer is None:
+        if peer is None or not (self._queue or self._urgent or self._naks or self._closed):
             return []
         parts: list[Part] = []
         key = peer.key
@@ -116,7 +116,8 @@ class Outbox:
             self._gather_acks(self._urgent, parts, key)
         if self._closed:
             self._gather_closed(parts, key)
-        self._gather_data(parts, peer, min(self.limits.payload, peer.payload))
+        if self._queue:
+            self._gather_data(parts, peer, key)
         if parts and self._lazy:
             self._gather_acks(self._lazy, parts, key)
         return parts
@@ -142,44 +143,45 @@ class Outbox:
             parts += build(CLOSED, key, flags=life << LIFE_SHIFT, stream=number)
         self._closed.clear()
 
-    def _gather_data(self, parts: "list[Part]", peer: "Hello", payload: int) -> None:
+    def _gather_data(self, parts: "list[Part]", peer: "Hello", key: int) -> None:
         """DATA frames: one of the control stream, then of the others in turn until a payload's worth is together."""
+        payload = self.limits.payload if self.limits.payload < peer.payload else peer.payload
         allowed = self._allowed(peer)
         control = self._senders.get(CONTROL_STREAM)
-        if control is not None and (control.urgent or min(control.ready, allowed) > 0):
-            allowed -= self._gather_frame(control, parts, peer, min(payload, allowed))
+        if control is not None and (control.urgent or (control.ready and allowed)):
+            allowed -= self._gather_frame(control, parts, peer, key, min(payload, allowed))
         queue, together = self._queue, 0
         for _ in range(len(queue)):
             sender = queue.popleft()
             sender.queued = False
-            if sender is control or not sender.pending or sender.number not in self._senders:
-                continue
-            if not sender.opened and not self._may_open(peer):
-                self._unopened[sender.number] = sender
-                continue
-            size = min(sender.ready, payload, allowed - together)
-            if together and together + size > payload:
-                sender.queued = True
-                queue.appendleft(sender)
-                break
-            if size > 0 or sender.urgent:
-                together += self._gather_frame(sender, parts, peer, max(0, size))
+            if sender is not control:
+                if not sender.pending or self._senders.get(sender.number) is not sender:
+                    continue
+                if not sender.opened and not self._may_open(peer):
+                    self._unopened[sender.number] = sender
+                    continue
+                size = min(sender.ready, payload, allowed - together)
+                if size < payload // 2 and sender.next - sender.received >= peer.window // 2 and not sender.finished:
+                    sender.queued = True  # the peer is busy: until it acknowledges, more may come together
+                    queue.append(sender)
+                    continue
+                if together and together + size > payload:
+                    sender.queued = True
+                    queue.appendleft(sender)
+                    break
+                if size > 0 or sender.urgent:
+                    together += self._gather_frame(sender, parts, peer, key, max(0, size))
             if sender.pending:
                 sender.queued = True
                 queue.append(sender)
 
-    def _gather_frame(self, sender: "Sender", parts: "list[Part]", peer: "Hello", size: int) -> int:
+    def _gather_frame(self, sender: "Sender", parts: "list[Part]", peer: "Hello", key: int, size: int) -> int:
         offset, payload, flags = sender.take(size)
+        flags |= sender.life << LIFE_SHIFT
         parts += build(
-            DATA,
-            peer.key,
-            flags=flags | sender.life << LIFE_SHIFT,
-            stream=sender.number,
-            offset=offset,
-            parts=payload,
-            ends=peer.ends_suffice,
+            DATA, key, flags=flags, stream=sender.number, offset=offset, parts=payload, ends=peer.ends_suffice
         )
-        return sum(map(len, payload))
+        return sender.next - offset
 
     def _allowed(self, peer: "Hello") -> int:
         """How many bytes of data may go out now."""

@@ -16,6 +16,7 @@ else:
     from _collections import deque  # the same, without importing `collections`
 
 READ, WRITE, HANGUP = EPOLLIN, EPOLLOUT, EPOLLHUP | EPOLLERR
+_NEVER = float("inf")
 _MOST_EVENTS = 64  # fetched at a time, so that timers are looked at in between
 
 
@@ -69,6 +70,7 @@ class Reactor:
         self._watches: dict[int, Watch] = {}
         self._always: dict[int, tuple[Watch, int]] = {}  # regular files: epoll refuses them, they are always ready
         self._timers: list[Timer] = []
+        self._due = _NEVER  # when the timers are to be looked at: never after the first one is due
         self._soon: deque[Callable[[], None]] = deque()
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wakeup, EPOLLIN)
@@ -92,6 +94,7 @@ class Reactor:
         """Calls `callback` once, in `seconds`."""
         timer = Timer(monotonic() + seconds, callback)
         self._timers.append(timer)
+        self._due = min(self._due, timer.due)
         return timer
 
     def soon(self, callback: "Callable[[], None]") -> None:
@@ -117,9 +120,10 @@ class Reactor:
             watch = self._watches.get(fd)
             if watch is not None:  # else: closed by a callback of this round
                 watch.callback(ready & ~EPOLLRDHUP)
-        for watch, interest in list(self._always.values()):
-            if interest and watch.fd in self._always:
-                watch.callback(interest)
+        if self._always:
+            for watch, interest in list(self._always.values()):
+                if interest and watch.fd in self._always:
+                    watch.callback(interest)
         self._run_timers()
         self._run_soon()
 
@@ -134,25 +138,28 @@ class Reactor:
         return True
 
     def _patience(self, timeout: float | None) -> float:
-        if self._soon or any(interest for _, interest in self._always.values()):
+        if self._soon or (self._always and any(interest for _, interest in self._always.values())):
             return 0
-        due = min((timer.due for timer in self._timers if timer.callback), default=None)
-        if due is not None:
-            left = max(0.0, due - monotonic())
-            timeout = left if timeout is None else min(timeout, left)
+        if self._due < _NEVER:
+            left = max(0.0, self._due - monotonic())
+            if timeout is None or left < timeout:
+                return left
         return -1 if timeout is None else timeout
 
     def _run_soon(self) -> None:
+        """What is posted meanwhile has to wait for the next time."""
         for _ in range(len(self._soon)):
             self._soon.popleft()()
 
     def _run_timers(self) -> None:
-        if not self._timers:
+        if self._due == _NEVER:
             return
         now = monotonic()
+        if now < self._due:
+            return
         due = [timer for timer in self._timers if timer.due <= now or timer.callback is None]
-        if due:
-            self._timers = [timer for timer in self._timers if timer.due > now and timer.callback is not None]
+        self._timers = [timer for timer in self._timers if timer.due > now and timer.callback is not None]
+        self._due = min(map(_due, self._timers), default=_NEVER)
         for timer in sorted(due, key=_due):
             callback, timer.callback = timer.callback, None
             if callback is not None:

@@ -114,8 +114,8 @@ class Receiver:
             chunks.append(bytes(payload))
 
     def _haste(self) -> int:
-        """Acknowledgements are put off until they are worth a frame: a quarter of the window."""
-        worth = self.window // 4
+        """Acknowledgements are put off until they are worth a frame: half of the window."""
+        worth = self.window // 2
         moved = self.expected - self.told_received >= worth or self.consumed + self.window - self.told_limit >= worth
         return URGENT if moved else LAZY
 

@@ -24,7 +24,7 @@ else:
     from _collections import deque  # the same, without importing `collections`
 
 _COALESCE = 4096  # writes shorter than this are joined, so that the ring is not made of object headers
-_CHUNK = 64 * 1024  # longer writes are cut, so that what is released is freed
+_CHUNK = 64 * 1024  # what has to be copied is cut, so that what is released is freed
 
 
 class Sender:
@@ -48,7 +48,7 @@ class Sender:
         self.stopped = False  # the peer wants no more
         self.fin_sent = False  # in this pass
         self.ended = False  # the peer has the end, and its program has taken all
-        self.starved = False  # a write was short, its author waits for room
+        self.starved = False  # a write was short or the last that fits; its author waits for room
         self.probing = False  # ask the peer where it stands
         self.queued = False  # in the mux's queue of senders that may have something to send
         self.ticked = -1  # `received` at the last tick
@@ -59,12 +59,14 @@ class Sender:
     @property
     def room(self) -> int:
         """How much `write` would accept."""
-        return max(0, self.capacity - (self.end - self.base))
+        free = self.capacity - (self.end - self.base)
+        return free if free > 0 else 0
 
     @property
     def ready(self) -> int:
         """Bytes that could be sent now."""
-        return max(0, min(self.end, self.limit) - self.next)
+        last = self.end if self.end < self.limit else self.limit
+        return last - self.next if last > self.next else 0
 
     @property
     def urgent(self) -> bool:
@@ -85,14 +87,16 @@ class Sender:
         """Takes what fits of `data` and returns how much that was.  Raises UsageError after finish."""
         if self.finished and not self.stopped:
             raise UsageError(f"stream {self.number} is finished and takes no more data")
-        view = memoryview(data)
+        size = len(data) if type(data) is bytes else memoryview(data).nbytes
         if self.stopped:
-            return len(view)
-        count = min(len(view), self.room)
-        self.starved = count < len(view)
-        if count == len(view) <= _CHUNK and type(data) is bytes:
+            return size
+        room = self.room
+        count = size if size < room else room
+        self.starved = size >= room
+        if type(data) is bytes and count == size:
             self._append(data)  # immutable and whole: kept as it is
         else:
+            view = memoryview(data)
             for at in range(0, count, _CHUNK):
                 self._append(bytes(view[at : min(at + _CHUNK, count)]))
         self.end += count
@@ -123,9 +127,26 @@ class Sender:
         """The next frame's offset, payload of at most `size` bytes and flags; counts as sent."""
         offset = self.next
         want = min(size, self.ready)
-        parts: list[Part] = []
+        if want > 0:
+            parts = self._parts(want)
+            self.next = offset + want
+            if self.next > self.high:
+                self.high = self.next
+                self.known = max(self.known, self.next)
+        else:
+            parts = []
+        self.opened = True
+        self.probing = False
+        flags = 0
+        if self.finished and self.next == self.end:
+            self.fin_sent = True
+            flags = FIN | ABORT if self.aborted else FIN
+        return offset, parts, flags
+
+    def _parts(self, left: int) -> "list[Part]":
+        """The bytes from `next` on, so many, as they lie in the chunks."""
         chunks, index, at = self._chunks, self._index, self._at
-        left = want
+        parts: list[Part] = []
         while left > 0:
             chunk = chunks[index]
             count = len(chunk) - at
@@ -138,17 +159,7 @@ class Sender:
                 at += count
             left -= count
         self._index, self._at = index, at
-        if want > 0:
-            self.next = offset + want
-            self.high = max(self.high, self.next)
-            self.known = max(self.known, self.next)
-        self.opened = True
-        self.probing = False
-        flags = 0
-        if self.finished and self.next == self.end:
-            self.fin_sent = True
-            flags = FIN | ABORT if self.aborted else FIN
-        return offset, parts, flags
+        return parts
 
     def acknowledge(self, received: int, released: int, limit: int, fin: bool) -> None:
         """The peer says where it stands.  Raises ProtocolError for what it cannot have."""

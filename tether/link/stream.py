@@ -35,8 +35,9 @@ class Stream:
     def write(self, data: "Buffer") -> int:
         """Takes what fits of `data` into the ring and returns how many bytes that was.
 
-        If that was less than everything, a Writable event says when to go on.  Bytes are kept until the peer has
-        acknowledged them.  After Stopped everything is taken and discarded.  Raises UsageError after `finish`.
+        If that was less than everything, or if there is no room left, a Writable event says when to go on.  Bytes are
+        kept until the peer has acknowledged them.  After Stopped everything is taken and discarded.  Raises UsageError
+        after `finish`.
         """
         sender = self._sender()
         count = sender.write(data)

@@ -16,13 +16,22 @@ class Transport:
     `name` is for messages.  `permanent`: the file descriptor stays good when the other end goes away and comes back
     (character devices); otherwise the end of the stream is the end of the transport.  `limits` are what an endpoint
     on this transport should be made with.  `pace`: seconds between reads, for devices that announce every few bytes.
+    `piece`: the longest piece that a writev passes on whole, for devices that stop at a longer one; 0: any.
     """
 
     def __init__(
-        self, fd: int, name: str, *, permanent: bool = False, limits: Limits = PORT, pace: float = 0.0
+        self,
+        fd: int,
+        name: str,
+        *,
+        permanent: bool = False,
+        limits: Limits = PORT,
+        pace: float = 0.0,
+        piece: int = 0,
     ) -> None:
         os.set_blocking(fd, False)
         self.fd, self.name, self.permanent, self.limits, self.pace = fd, name, permanent, limits, pace
+        self.piece = piece
 
     def close(self) -> None:
         """Closes the file descriptor.  A second call does nothing."""

@@ -10,6 +10,7 @@ from tether.link.errors import TransportError
 from tether.link.limits import PORT
 from tether.link.transport import Transport
 
+_PIECE = 32 * 1024  # what the driver takes of one write (virtio_console.c, port_fops_write)
 _CLASS = "/sys/class/virtio-ports"
 
 
@@ -28,7 +29,7 @@ def open_virtio_port(name: str, *, sysfs: str = _CLASS, devices: str = "/dev") -
     except OSError as error:
         hint = "another process has it open" if isinstance(error, BlockingIOError) or error.errno == 16 else ""
         raise TransportError("open virtio port", path, error.strerror or str(error), hint) from None
-    return Transport(fd, f"virtio port {name}", permanent=True, limits=PORT)
+    return Transport(fd, f"virtio port {name}", permanent=True, limits=PORT, piece=_PIECE)
 
 
 def _ports(sysfs: str) -> dict[str, str]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from tether.link.endpoint import Endpoint
     from tether.link.events import Event
+    from tether.link.frame import Part
     from tether.link.reactor import Reactor, Timer, Watch
     from tether.link.transport import Transport
 
@@ -24,7 +25,11 @@ _FIRST_TICK, _LAST_TICK = 0.5, 8.0  # s; time without progress until a question 
 _ABSENT = 1.0  # s; how often an absent host is looked for, should the kernel not tell
 _REST = 1.0  # s; pause after the peer broke the protocol, so that a broken one costs nothing
 _MOST_PIECES = 64  # of one writev; IOV_MAX is 1024
+# A virtio-serial port takes each piece of a writev as a message of its own, with a buffer and a wake-up of the host: to
+# join small frames costs less than one of these.
+_SMALL = 16 * 1024
 _PAGE = 4096
+_PAGES = [slice(at, at + _PAGE) for at in range(0, 256 * 1024, _PAGE)]  # of one readv, at most; IOV_MAX is 1024
 _ROUNDS = 4  # reads, or writes, in a row before others get their turn
 
 
@@ -46,7 +51,7 @@ class Wire:
         self.transport: Transport | None = None
         self._on_event, self._on_closed = on_event, on_closed
         self._watch: Watch | None = None
-        self._unsent: list[memoryview] = []
+        self._unsent: list[Part] = []
         self._absent = False  # the host end of a permanent transport is away, or the link rests
         self._resting = False  # the peer broke the protocol a moment ago
         self._scheduled = False  # a pump is under way
@@ -248,9 +253,10 @@ class Wire:
     def _write(self, transport: "Transport") -> bool:
         """One writev; False when there is nothing left to write or the transport takes no more."""
         if not self._unsent:
-            self._unsent = [memoryview(part) for part in self.endpoint.gather()]
-            if not self._unsent:
+            parts = self.endpoint.gather()
+            if not parts:
                 return False
+            self._unsent = _pieces(parts, transport.piece)
         pieces = self._unsent
         try:
             count = os.writev(transport.fd, pieces[:_MOST_PIECES])
@@ -260,13 +266,16 @@ class Wire:
         except OSError as error:
             self._lost(f"{transport.name}: {error.strerror}")
             return False
+        if len(pieces) <= _MOST_PIECES and count == sum(map(len, pieces)):
+            self._unsent = []
+            return True
         done = 0
         while done < len(pieces) and count >= len(pieces[done]):
             count -= len(pieces[done])
             done += 1
         del pieces[:done]
         if pieces and count:
-            pieces[0] = pieces[0][count:]
+            pieces[0] = memoryview(pieces[0])[count:]
         return True
 
     # time
@@ -293,20 +302,29 @@ class Wire:
         self._schedule()
 
 
+def _pieces(parts: "list[Part]", longest: int) -> "list[Part]":
+    """What one writev is to be given: small frames joined, and nothing longer than `longest` if that is not 0."""
+    if len(parts) > 1 and sum(map(len, parts)) <= _SMALL:
+        return [b"".join(parts)]
+    if not longest or max(map(len, parts)) <= longest:
+        return parts
+    pieces: list[Part] = []
+    for part in parts:
+        if len(part) <= longest:
+            pieces.append(part)
+        else:
+            view = memoryview(part)
+            pieces += [view[at : at + longest] for at in range(0, len(part), longest)]
+    return pieces
+
+
 def read_into(fd: int, space: memoryview) -> int:
     """Reads what is there and fits; 0 at the end.  Raises OSError, BlockingIOError if nothing is there.
 
-    A virtio-serial port gives one page at a time, however much waits.  To look at the frames after each would cost
-    twenty times the read; so reads go on as long as they give whole pages.
+    A virtio-serial port gives one page at a time, however much waits, but one for each piece of a readv that it fills.
+    To look at the frames after each page would cost twenty times the read.
     """
-    count = got = os.readv(fd, [space])
-    while got and not got % _PAGE and count < len(space):
-        try:
-            got = os.readv(fd, [space[count:]])
-        except OSError:  # nothing more, or an end: the next read will say which
-            break
-        count += got
-    return count
+    return os.readv(fd, [*map(space.__getitem__, _PAGES[: -(-len(space) // _PAGE)])])
 
 
 def _nothing() -> None:
