@@ -11,6 +11,7 @@ from vch.pflag import Flag, HelpRequested, Kind, parse, truth
 
 COMMANDS = {
     "run": "run a container VM in the foreground",
+    "template": "list, make or remove what machines are cloned from",
     "doctor": "say what this host can do",
     "completion": "print the completion script for bash, zsh or fish",
     "version": "print the version",
@@ -70,6 +71,10 @@ def _dispatch(words: Sequence[str]) -> int:
     match name:
         case "run":
             return _run(arguments, "debug" in on)
+        case "template":
+            from vch.template_command import main as template
+
+            return template(arguments)
         case "doctor":
             from vch.doctor import main as doctor
 

@@ -50,6 +50,7 @@ def _bash() -> str:
   case $before in
 {cases}
     --env-file) COMPREPLY=($(compgen -f -- "$word")); return ;;
+    template) COMPREPLY=($(compgen -W "ls rm build" -- "$word")); return ;;
     completion) COMPREPLY=($(compgen -W "bash zsh fish" -- "$word")); return ;;
   esac
   case ${{COMP_WORDS[1]}}:$word in

@@ -86,8 +86,9 @@ class Machine:
     def boot(self) -> Ready:
         """Starts QEMU and waits until tether is ready for a spec.  Raises BootError, or MachineError."""
         self._booted = True
-        template = self._cloning.template(self.config, self._program, self._on_detail) if self._cloning else None
-        if template is None:
+        cloning = self._cloning
+        template = cloning.template(self.config, self._program, self._on_detail) if cloning is not None else None
+        if cloning is None or template is None:
             return self._come_up(BOOT_SECONDS[self.config.accelerator])
         cold = self._driver
         config = clone_of(self.config, Frozen(template.memory, template.state))
@@ -97,6 +98,7 @@ class Machine:
         except MachineError as error:
             if self._killed:
                 raise
+            cloning.give_up(template, error)
             self._on_detail(f"it boots, because its clone did not come up: {error}")
             self._driver = cold  # of the clone nothing is left
             return self._come_up(BOOT_SECONDS[self.config.accelerator])

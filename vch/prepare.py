@@ -54,7 +54,7 @@ def prepare(options: RunOptions, settings: Settings, debug: Callable[[str], None
     image, lease = _image(options, settings)
     try:
         debug(f"image {image.reference}: {image.digest}, {len(image.layers)} layers")
-        boot, verdict = _boot(options, settings, program, debug)
+        boot, verdict = find_boot(options, settings, program, debug)
         disk = image.disk() if image.layers else None
         checked = tuple(Verity(root_hash=layer.verity_root, data_size=layer.data_size) for layer in image.layers)
         return Prepared(image.config.run, len(image.layers), disk, lease, boot, verdict, program,
@@ -64,10 +64,10 @@ def prepare(options: RunOptions, settings: Settings, debug: Callable[[str], None
         raise
 
 
-def _boot(
+def find_boot(
     options: RunOptions, settings: Settings, program: str, debug: Callable[[str], None]
 ) -> tuple[BootFiles, accel.Verdict]:
-    """What to boot, and under what."""
+    """What to boot, and under what; made or fetched if it is not there.  Raises OperationError."""
     announce = debug if options.quiet or options.debug or not os.isatty(2) else _announce
     kernel = choose_kernel(settings.home, settings.kernel, announce)
     initramfs = build_initramfs(kernel, settings.home, progress=announce)

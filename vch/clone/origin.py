@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 from vch.clone.key import fits, key_of
 from vch.clone.store import Store, Template
-from vch.errors import OperationError
+from vch.errors import MachineError, OperationError
 from vch.qemu import MachineConfig
+
+_NOT_ITS_FAULT = ("killed by", "allocate memory", "guest memory", "forwarding rule", "did not come up within")
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,23 @@ class Cloning:
             tell(f"a clone of template {key}")
         return found
 
+    def give_up(self, template: Template, error: MachineError) -> None:
+        """A clone of it did not come up.  If the reason is in the template, it is removed, and for a while not made."""
+        if not any(words in str(error) for words in _NOT_ITS_FAULT):
+            self.store.remove(template.facts.key)
+            self.store.failed(template.facts.key)
+
     def _made(self, config: MachineConfig, program: str, key: str, tell: Callable[[str], None]) -> Template | None:
+        if self.store.has_failed(key):
+            tell(f"it boots: template {key} could not be made a while ago")
+            return None
         from vch.clone.make import make_template  # late: once per kernel, memory and so on
 
         tell(f"template {key} is made: once for all machines like this one")
         try:
             made = make_template(config, program, key, self.store)
         except OperationError as error:
+            self.store.failed(key)
             tell(f"it boots: {error}")
             return None
         if not made:

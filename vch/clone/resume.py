@@ -36,8 +36,11 @@ class Resume:
         self._tell("migrate-incoming", {"uri": f"fd:{self._config.frozen.state}"})
 
     def event(self, event: QmpEvent) -> None:
-        """Takes a MIGRATION event.  A state that does not fit ends QEMU, which says why itself."""
-        if event.data.get("status") != "completed":
+        """Takes a MIGRATION event.  Raises BootError for a state that does not fit."""
+        status = event.data.get("status")
+        if status == "failed":  # QEMU 7.2 means to exit then, and may never come to it
+            raise BootError("clone", "QEMU", "it cannot take on the state of the template")
+        if status != "completed":
             return
         for index, drive in enumerate(self._config.drives):
             device = {**disk_device(index, drive), "id": f"disk{index}"}

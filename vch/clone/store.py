@@ -3,8 +3,9 @@
     /dev/shm/vch-0/                       of one user, readable by nobody else
         1b2f.../  memory                  the guest's memory, sparse
                   state                   of its devices, as QEMU migrates it
-                  template.json           what it is; written last, and never changed
+                  template.json           what it is; written last; its time of change is that of the last clone
         .making-1b2f.../                  one that is being made: gets its name when it is whole
+        .failed-77aa...                   one that could not be made of late
         .gone-412-88.../                  one that is being removed
 
 A folder being made is locked (flock) by its maker for as long as that lives, so what a killed one left is known, and
@@ -31,7 +32,9 @@ from vch.clone.key import FORMAT
 from vch.errors import HostError
 
 MEMORY, STATE, RECORD = "memory", "state", "template.json"
-_MAKING, _GONE = ".making-", ".gone-"
+_MAKING, _GONE, _FAILED = ".making-", ".gone-", ".failed-"
+FAILED_SECONDS = 600.0  # for so long nobody tries again to make a template that could not be made
+MOST_KEPT = 8  # of those that nobody uses at the moment; each has about 55 MB
 IDLE_SECONDS = 24 * 3600.0  # after which a template that nobody used is given back
 MOST_STATE = 64 << 20  # bytes; a state has 0.3 MB
 _REMEDY = "make room there, or name another folder: VCH_TEMPLATES"
@@ -143,7 +146,20 @@ class Store:
         """Gives a template that was made in `scratch` its place."""
         (scratch / RECORD).write_text(json.dumps(asdict(facts)), encoding="utf-8")
         self.remove(facts.key)
+        (self.folder / f"{_FAILED}{facts.key}").unlink(missing_ok=True)
         scratch.rename(self.folder / facts.key)
+
+    def failed(self, key: str) -> None:
+        """It could not be made: machines need not try again for a while."""
+        with suppress(OSError):
+            (self.folder / f"{_FAILED}{key}").touch()
+
+    def has_failed(self, key: str) -> bool:
+        """Whether it could not be made of late."""
+        try:
+            return time.time() - (self.folder / f"{_FAILED}{key}").stat().st_mtime < FAILED_SECONDS
+        except FileNotFoundError:
+            return False
 
     def remove(self, key: str) -> bool:
         """Removes a template; clones of it that run go on.  False if there is none."""
@@ -156,18 +172,21 @@ class Store:
         return True
 
     def collect(self) -> None:
-        """Removes what killed processes left, and templates that nobody has used for long."""
+        """Removes what killed processes left, and templates that nobody has used for long, or that are too many."""
+        for place, one in enumerate(self.list()):
+            if not one.busy and (place >= MOST_KEPT or time.time() - one.used > IDLE_SECONDS):
+                self.remove(one.facts.key)
         with suppress(FileNotFoundError):
             for entry in list(os.scandir(self.folder)):
                 if entry.name.startswith(_GONE):
                     shutil.rmtree(entry.path, ignore_errors=True)
                 elif entry.name.startswith(_MAKING):
                     _remove_abandoned(Path(entry.path))
-                elif not entry.name.startswith("."):
-                    with suppress(FileNotFoundError):
-                        used = os.stat(f"{entry.path}/{RECORD}").st_mtime
-                        if time.time() - used > IDLE_SECONDS and not _busy(Path(entry.path)):
-                            self.remove(entry.name)
+                elif entry.name.startswith(_FAILED):
+                    if not self.has_failed(entry.name.removeprefix(_FAILED)):
+                        Path(entry.path).unlink(missing_ok=True)
+                elif not entry.name.startswith(".") and not Path(entry.path, RECORD).exists():
+                    self.remove(entry.name)
 
     def list(self) -> list[Listed]:
         """All that are whole, the last used first."""

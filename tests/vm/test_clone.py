@@ -1,0 +1,262 @@
+"""Clones of real templates: that each is somebody, what happens when one cannot be made, and what is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.vm.conftest import VCH, Vch
+from tests.vm.harness import container
+from tests.vm.run_helpers import STEP_SECONDS, gone, machines_of, until_line
+from vch.clone.store import MEMORY, RECORD, STATE, describe_files
+
+pytestmark = pytest.mark.vm
+
+# 100 take two minutes; what could make two of them alike makes any two alike.
+CLONES = int(os.environ.get("VCH_TEST_CLONES", "20"))
+CLOCK_SECONDS = 0.05
+A_CLONE, BOOTS, MADE = b"a clone of template", b"it boots", b"is made"
+
+WHO_AM_I = """
+cat /proc/sys/kernel/random/uuid /proc/sys/kernel/random/boot_id
+head -c 16 /dev/urandom | od -An -tx1
+hostname
+cat /sys/class/net/eth0/address
+mktemp -u
+"""
+RANDOM_PYTHON = "import random, os, uuid; print(random.random(), os.getrandom(8).hex(), uuid.uuid4(), hash('a'))"
+
+
+@pytest.fixture
+def image(home: Path, demo_layout: Path) -> str:
+    return f"oci:{demo_layout}:demo"
+
+
+@pytest.fixture
+def own_templates(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of templates for one test, which may damage them."""
+    folder = Path(os.environ["VCH_TEMPLATES"]) / f"own-{time.monotonic_ns()}"
+    folder.mkdir()
+    monkeypatch.setenv("VCH_TEMPLATES", str(folder))
+    yield folder / f"vch-{os.geteuid()}"
+    shutil.rmtree(folder)
+
+
+def the_template(store: Path) -> Path:
+    """The one that is in a store."""
+    (found,) = [path for path in store.iterdir() if not path.name.startswith(".")]
+    return found
+
+
+def reseal(folder: Path) -> None:
+    """Makes the record fit files that a test has changed: as if they had been made so."""
+    opened = [os.open(folder / name, os.O_RDONLY) for name in (MEMORY, STATE)]
+    record = json.loads((folder / RECORD).read_text())
+    (folder / RECORD).write_text(json.dumps({**record, **describe_files(*opened)}))
+    for descriptor in opened:
+        os.close(descriptor)
+
+
+# identity
+
+
+def test_no_two_clones_are_alike(vch: Vch, image: str) -> None:
+    said = []
+    for _ in range(CLONES):
+        run = vch("run", "-D", image, "sh", "-c", WHO_AM_I)
+        assert A_CLONE in run.stderr, run.stderr
+        assert run.returncode == 0
+        said.append(run.stdout.decode().splitlines())
+    for index, lines in enumerate(zip(*said, strict=True)):
+        assert len(set(lines)) == CLONES, (index, lines)
+
+
+def test_their_programs_draw_numbers_of_their_own(home: Path, python_image: str) -> None:
+    said = []
+    for _ in range(3):
+        with container(python_image, "python3", "-c", RANDOM_PYTHON) as made:
+            said.append(made.wait().out.split())
+            assert made.machine.cloned
+    for values in zip(*said, strict=True):
+        assert len(set(values)) == len(said), values
+
+
+def test_the_clock_is_the_hosts(home: Path, image: str) -> None:
+    with container(image, "sleep", "100") as made:
+        assert made.machine.cloned
+        best = 1.0
+        for _ in range(10):  # the host may be busy between the two looks: the shortest question tells most
+            asked = time.time()
+            guest = made.machine.ping().realtime_ns / 1e9
+            answered = time.time()
+            best = min(best, max(asked - guest, guest - answered, 0.0))
+        assert best < CLOCK_SECONDS
+        assert made.sh("cat /proc/uptime").code == 0
+
+
+def test_the_nic_has_its_own_address_and_works(vch: Vch, image: str) -> None:
+    run = vch("run", "-D", image, "sh", "-c", "cat /sys/class/net/eth0/address; ip -o -4 addr; ip route")
+    assert A_CLONE in run.stderr
+    told = run.stdout.decode()
+    assert re.match(r"02:(?!00:00:00:00:00)", told)
+    assert "10.0.2.15/24" in told
+    assert "default via 10.0.2.2" in told
+
+
+def test_volumes_are_plugged_in(vch: Vch, image: str) -> None:
+    for word in ("a", "b"):
+        run = vch("run", "-D", "-v", "cloned:/v", "-v", "/scratch", image, "sh", "-c", f"echo {word} >> /v/f; cat /v/f")
+        assert A_CLONE in run.stderr
+    assert run.stdout == b"a\nb\n"
+
+
+# falling back
+
+
+def test_cold_is_cold(vch: Vch, image: str) -> None:
+    run = vch("run", "-D", "--cold", image, "echo", "x")
+    assert run.stdout == b"x\n"
+    assert A_CLONE not in run.stderr
+
+
+def test_a_template_is_made_once_and_says_nothing(vch: Vch, image: str, own_templates: Path) -> None:
+    first, second = vch("run", image, "echo", "x"), vch("run", "-D", image, "echo", "x")
+    assert (first.stdout, first.stderr) == (b"x\n", b"")
+    assert MADE not in second.stderr
+    assert A_CLONE in second.stderr
+    (listed,) = json.loads(vch("template", "ls", "--json").stdout)
+    assert listed["key"] == the_template(own_templates).name
+    assert listed["key"][:12].encode() in vch("template", "ls").stdout
+    assert vch("template", "rm", listed["key"][:6]).stdout.decode().strip() == listed["key"]
+    assert vch("template", "rm", listed["key"]).returncode == 125
+    assert list(own_templates.iterdir()) == []
+
+
+def test_damaged_templates(vch: Vch, image: str, own_templates: Path) -> None:
+    """One after the other, because each needs a template: truncated; state of another machine; memory of nobody."""
+    vch("template", "build")
+    os.truncate(the_template(own_templates) / MEMORY, 4096)
+    run = vch("run", "-D", image, "echo", "x")
+    assert run.stdout == b"x\n"
+    assert MADE in run.stderr  # the damage was seen, and the template made anew
+
+    folder = the_template(own_templates)
+    state = (folder / STATE).read_bytes()
+    (folder / STATE).write_bytes(state[: len(state) // 2])
+    reseal(folder)
+    run = vch("run", "-D", image, "echo", "x")
+    assert run.stdout == b"x\n"
+    assert b"it boots, because its clone did not come up" in run.stderr
+    assert not folder.exists()
+    assert vch("run", image, "echo", "x").stdout == b"x\n"
+    assert not folder.exists()  # not tried again at once
+
+    (own_templates / f".failed-{folder.name}").unlink()
+    vch("template", "build")
+    size = (folder / MEMORY).stat().st_size
+    os.truncate(folder / MEMORY, 0)
+    os.truncate(folder / MEMORY, size)
+    reseal(folder)
+    run = vch("run", "-D", image, "echo", "x")
+    assert run.stdout == b"x\n"
+    assert b"it boots, because its clone did not come up" in run.stderr
+    assert run.stderr.count(b"\nx\n") == 0
+
+
+def test_a_template_of_another_kernel_is_not_used(vch: Vch, image: str, own_templates: Path) -> None:
+    vch("template", "build")
+    folder = the_template(own_templates)
+    stranger = own_templates / ("ab" * 16)
+    folder.rename(stranger)
+    run = vch("run", "-D", image, "echo", "x")
+    assert run.stdout == b"x\n"
+    assert MADE in run.stderr
+    assert folder.exists()
+
+
+@pytest.mark.root
+def test_too_little_room_for_templates(vch: Vch, image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.geteuid():
+        pytest.skip("mounts a small tmpfs")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", tmp_path], check=True)
+    try:
+        monkeypatch.setenv("VCH_TEMPLATES", str(tmp_path))
+        run = vch("run", "-D", image, "echo", "x")
+        assert run.stdout == b"x\n"
+        assert b"MiB are free" in run.stderr
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_templates_off(vch: Vch, image: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VCH_TEMPLATES", "off")
+    assert A_CLONE not in vch("run", "-D", image, "true").stderr
+    assert vch("template", "ls").returncode == 125
+
+
+# cleaning up
+
+
+def test_a_clone_outlives_its_template(vch: Vch, image: str, own_templates: Path) -> None:
+    process = vch.start("run", "-i", image, "sh", "-c", "echo up; read x; md5sum /bin/busybox; echo done")
+    until_line(process, b"up\n")
+    (listed,) = json.loads(vch("template", "ls", "--json").stdout)
+    assert listed["busy"]
+    vch("template", "rm", "--all")
+    assert list(own_templates.iterdir()) == []
+    out, _ = process.communicate(b"go\n", timeout=STEP_SECONDS)
+    assert out.endswith(b"done\n")
+
+
+def test_makers_that_are_killed(vch: Vch, image: str, own_templates: Path) -> None:
+    """In three phases: before QEMU, while the template boots, and as it is frozen."""
+    for phase in ("begun", "boots", "frozen"):
+        maker = subprocess.Popen([VCH, "template", "build"], stdout=subprocess.PIPE)
+        machine = _until(own_templates, maker.pid, phase)
+        maker.send_signal(signal.SIGKILL)
+        maker.wait()
+        assert all(gone(pid) for pid in machine)
+        assert json.loads(vch("template", "ls", "--json").stdout) == []
+    build = vch("template", "build")
+    assert build.returncode == 0, build.stderr
+    assert [path.name for path in own_templates.iterdir()] == [build.stdout.decode().strip()]
+
+
+def test_makers_at_the_same_time(vch: Vch, image: str, own_templates: Path) -> None:
+    first = subprocess.Popen([VCH, "template", "build"], stdout=subprocess.PIPE)
+    _until(own_templates, first.pid, "boots")
+    other = vch("run", "-D", image, "echo", "x")
+    assert other.stdout == b"x\n"
+    assert b"just being made" in other.stderr
+    assert first.wait(STEP_SECONDS) == 0
+    assert A_CLONE in vch("run", "-D", image, "true").stderr
+
+
+def _phase(store: Path, maker: int, phase: str) -> list[int] | None:
+    """The machines of a maker that has come so far; None before."""
+    if phase == "begun":
+        return [] if list(store.glob(".making-*")) else None
+    if phase == "boots":
+        return machines_of(maker) or None
+    states = [path.stat().st_size for path in store.glob(f".making-*/{STATE}")]
+    return machines_of(maker) if any(states) else None
+
+
+def _until(store: Path, maker: int, phase: str) -> list[int]:
+    """Waits for a phase; the machines of the maker then."""
+    deadline = time.monotonic() + STEP_SECONDS
+    while time.monotonic() < deadline:
+        found = _phase(store, maker, phase)
+        if found is not None:
+            return found
+        time.sleep(0.002)
+    raise AssertionError(f"the maker has not come to the phase {phase!r}")
