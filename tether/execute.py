@@ -69,6 +69,8 @@ def spawn(place: Place, process: Process, primary: bool, detached: bool = False)
     if there is no memory, process or descriptor left.
     """
     plan = _plan(process)
+    if process.idle:
+        from tether import forked  # noqa: F401 - here, in PID 1: the child has left the folder it would come from
     opened: list[int] = []
     try:
         if detached:
@@ -186,6 +188,11 @@ def _child(place: Place, process: Process, stdio: list[int], told: int, *, prima
         step = "privileges"
         if plan is not None:
             privileges.after_user(plan, account.uid)
+        if process.idle:
+            from tether.forked import forget_parent, wait_for_signal  # imported already, see spawn
+
+            forget_parent(set())
+            wait_for_signal()
         step = "exec"
         env = environment.merged(process.env, place.hostname, process.terminal is not None, account.home)
         _execute(process.args, env)

@@ -174,6 +174,9 @@ class Process(Record):
 
     `capabilities` are names of CAPABILITIES, the bounding set: what root has, and what setuid and file capabilities can
     give.  None is all that the kernel knows.  Who is not root keeps `ambient` of it, and passes it on to programs.
+
+    An `idle` process executes nothing (`args` is empty) and waits for a signal that ends it: for a container that is
+    used by execs only, whose image need not have a program that waits.
     """
 
     args: tuple[bytes, ...]
@@ -190,6 +193,7 @@ class Process(Record):
     oom_score_adj: int = 0
     umask: int = 0o022
     nice: int = 0
+    idle: bool = False
 
 
 class Identity(Record):

@@ -10,6 +10,7 @@ import os
 import sys
 
 from tether.faults import TetherError, fault_of
+from tether.forked import forget_parent
 from tether.link.control import ANSWER, LENGTH_SIZE, Unreadable, length_of, read_message, write_message
 from tether.link.errors import ProtocolError
 from tether.link.messages import Fault, Signalled, stdin_of, stdout_of
@@ -30,7 +31,6 @@ else:
 
 MAX_REPORT = 1 << 20  # what a control message may be
 CHUNK = 65536
-_STDERR = 2
 
 
 class Desk(Record):
@@ -156,7 +156,7 @@ class Worker:
 def _child(step: str, work: "Callable[[Desk], Record]", desk: Desk, told: int) -> None:
     """The child's whole life; never returns."""
     try:
-        _forget_pid1({desk.root, desk.data, told})
+        forget_parent({desk.root, desk.data, told})
         answer = work(desk)
     except BaseException as error:  # noqa: BLE001 - it is told to the parent, whatever it is
         answer = fault_of(step, error)
@@ -166,15 +166,3 @@ def _child(step: str, work: "Callable[[Desk], Record]", desk: Desk, told: int) -
             message = message[os.write(told, message):]
     finally:
         os._exit(0)
-
-
-def _forget_pid1(kept: set[int]) -> None:
-    """Lets go of PID 1's descriptors (an input ends only when all its copies are closed) and of its signal handlers."""
-    _signal.set_wakeup_fd(-1)
-    for number in (_signal.SIGCHLD, _signal.SIGINT, _signal.SIGTERM, _signal.SIGPWR):
-        _signal.signal(number, _signal.SIG_DFL)
-    low = _STDERR + 1
-    for handle in sorted(handle for handle in kept if handle >= low):
-        os.closerange(low, handle)
-        low = handle + 1
-    os.closerange(low, os.sysconf("SC_OPEN_MAX"))

@@ -1,8 +1,11 @@
 """The appliance: container images as virtual machines, for programs and for the command line.
 
-    from vch import Machine, Stdio
+    import vch
 
-The names below are loaded when first used, so that importing the package costs nothing.
+    with vch.Machine("debian:12") as machine:
+        print(machine.exec("uname", "-a").stdout)
+
+The names below are loaded when first used, so that importing the package costs nothing.  docs/machine.md explains them.
 """
 
 from __future__ import annotations
@@ -11,35 +14,55 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vch.errors import BootError, DeadlineError, GuestError, MachineError, MachineLostError, OperationError
-    from vch.machine import Machine
-    from vch.qemu import MachineConfig
+    from vch.errors import (
+        BootError,
+        DeadlineError,
+        GuestError,
+        HostError,
+        MachineError,
+        MachineLostError,
+        OperationError,
+        UsageError,
+    )
+    from vch.files import Change, ChangeKind
+    from vch.program import Completed, ProgramFailedError
+    from vch.sandbox import Machine
     from vch.session import Session, Stdio
 
 _HOMES = {
     "BootError": "errors",
+    "Change": "files",
+    "ChangeKind": "files",
+    "Completed": "program",
     "DeadlineError": "errors",
     "GuestError": "errors",
-    "Machine": "machine",
-    "MachineConfig": "qemu",
+    "HostError": "errors",
+    "Machine": "sandbox",
     "MachineError": "errors",
     "MachineLostError": "errors",
     "OperationError": "errors",
+    "ProgramFailedError": "program",
     "Session": "session",
     "Stdio": "session",
+    "UsageError": "errors",
 }
 
 __all__ = [
     "BootError",
+    "Change",
+    "ChangeKind",
+    "Completed",
     "DeadlineError",
     "GuestError",
+    "HostError",
     "Machine",
-    "MachineConfig",
     "MachineError",
     "MachineLostError",
     "OperationError",
+    "ProgramFailedError",
     "Session",
     "Stdio",
+    "UsageError",
 ]
 
 

@@ -114,6 +114,7 @@ PROCESS = Process(
     oom_score_adj=-500,
     umask=0o077,
     nice=5,
+    idle=True,
 )
 SPEC = Spec(
     id="ab" * 32,
