@@ -81,6 +81,7 @@ def bench_link_vm(home: Path, runs: int, report: Report) -> None:
             _throughput(machine, "virtio-serial", (PORT_BYTES, PORT_BYTES), runs, report)
             _latency(machine, runs, report)
             _control(machine, report)
+        _vsock(image, Path(scratch), runs, report)
         _uart(image, Path(scratch), runs, report)
 
 
@@ -94,6 +95,19 @@ def _throughput(machine: LinkMachine, name: str, sizes: tuple[int, int], runs: i
         rates.setdefault("stdin floor", []).append(raw_in(machine, into))
         rates.setdefault("stdin", []).append(link_in(machine, into))
     _tell(name, rates, report)
+
+
+def _vsock(image: str, scratch: Path, runs: int, report: Report) -> None:
+    """To be compared with virtio-serial: a raw vsock port beside the link's would need a second device."""
+    with link_machine(image, LinkKind.VSOCK) as machine:
+        machine.install_program(scratch)
+        rates = {
+            "stdout MB/s": [link_out(machine, PORT_BYTES) for _ in range(runs)],
+            "stdin MB/s": [link_in(machine, PORT_BYTES) for _ in range(runs)],
+            "round trip ms, stdin to stdout of a session": [link_round_trip(machine) for _ in range(runs)],
+        }
+    for case, taken in rates.items():
+        report.facts[f"link-vm: vsock {case}"] = round(statistics.median(taken), 3)
 
 
 def _uart(image: str, scratch: Path, runs: int, report: Report) -> None:

@@ -233,6 +233,11 @@ class TestConnections:
         answer = pair.front.one()
         assert (answer.op, answer.from_port, answer.to_port) == (front.RST, 1, 1000)
 
+    def test_a_process_without_privileges(self, pair: Pair) -> None:
+        pair.front.send(front.REQUEST, from_port=1024)
+        assert pair.front.one().op == front.RST
+        assert not pair.accepted
+
     def test_data_without_a_connection_is_refused_and_a_reset_is_not_answered(self, pair: Pair) -> None:
         pair.front.send(front.RW, b"x")
         assert pair.front.one().op == front.RST
@@ -247,21 +252,21 @@ class TestConnections:
         assert pair.front.one().op == front.RST
 
     def test_one_connection_at_a_time(self, connected: Pair) -> None:
-        connected.front.send(front.REQUEST, from_port=2000)
+        connected.front.send(front.REQUEST, from_port=1001)
         refused = connected.front.one()
-        assert (refused.op, refused.to_port) == (front.RST, 2000)
+        assert (refused.op, refused.to_port) == (front.RST, 1001)
         connected.front.send(front.RW, b"still there")
         assert read_all(connected) == b"still there"
 
     def test_the_guest_hangs_up_and_connects_again(self, connected: Pair) -> None:
-        for port in range(2000, 2050):
-            connected.front.send(front.RW, b"last", from_port=port - 1 if port > 2000 else 1000)
-            connected.front.send(front.SHUTDOWN, flags=3, from_port=port - 1 if port > 2000 else 1000)
+        for port in range(1000, 950, -1):
+            connected.front.send(front.RW, b"last", from_port=port)
+            connected.front.send(front.SHUTDOWN, flags=3, from_port=port)
             assert connected.front.one().op == front.RST
             assert connected.host.recv(100) == b"last"
             assert connected.host.recv(100) == b""
             connected.host.close()
-            connected.front.send(front.REQUEST, from_port=port)
+            connected.front.send(front.REQUEST, from_port=port - 1)
             assert connected.front.one().op == front.RESPONSE
 
     def test_the_guest_resets(self, connected: Pair) -> None:
@@ -278,7 +283,7 @@ class TestConnections:
         assert (last.data, end.op, end.flags) == (b"last", front.SHUTDOWN, 3)
         connected.front.send(front.RW, b"late")  # crossed on the way
         assert connected.front.packets() == []
-        connected.front.send(front.REQUEST, from_port=2000)
+        connected.front.send(front.REQUEST, from_port=1001)
         assert connected.front.one().op == front.RESPONSE
         connected.front.send(front.RST)
         assert connected.front.packets() == []

@@ -79,12 +79,12 @@ def test_without_it_the_link_is_a_backend_that_shares_memory() -> None:
 
 
 class Listener:
-    """An AF_VSOCK listener, as far as the line sees it: connections of these CIDs are waiting."""
+    """An AF_VSOCK listener, as far as the line sees it: connections of these CIDs and ports are waiting."""
 
-    def __init__(self, *cids: int) -> None:
+    def __init__(self, *callers: tuple[int, int]) -> None:
         self._bell, self._ring = os.pipe()
         self.ends: list[socket.socket] = []
-        self._waiting = list(cids)
+        self._waiting = list(callers)
         os.write(self._ring, b"x")
 
     def fileno(self) -> int:
@@ -95,7 +95,7 @@ class Listener:
             raise BlockingIOError
         near, far = socket.socketpair()
         self.ends.append(far)
-        return near, (self._waiting.pop(0), 1000)
+        return near, self._waiting.pop(0)
 
     def close(self) -> None:
         os.close(self._bell)
@@ -118,10 +118,10 @@ def line_of(listener: Listener, ended: list[bool]) -> KernelLine:
 
 
 def test_only_the_machine_itself_is_let_in(wire: Wire) -> None:
-    listener, ended = Listener(78, 2, 77), list[bool]()
+    listener, ended = Listener((78, 1000), (2, 1000), (77, 1024), (77, 1023)), list[bool]()
     line = line_of(listener, ended)
     line.serve(wire)
-    for stranger in range(2):
+    for stranger in range(3):
         wire.reactor.run_once(1)
         assert listener.ends[stranger].recv(1) == b""
         assert wire.transport is None

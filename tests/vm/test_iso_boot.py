@@ -123,6 +123,16 @@ def test_disk_and_network_of_a_vsphere_machine_work_and_the_disk_keeps_its_conte
     assert "default via 10.0.2.2" in first
 
 
+def test_a_variable_of_the_hypervisor_replaces_the_spec_but_not_the_layers(
+    image: str, hello: Path, tmp_path: Path
+) -> None:
+    layers = [{"disk": {"file": f"vch/layers/{number:03}.erofs"}} for number in range(1, 1 + layer_count(image))]
+    spec = shell("echo deployed otherwise", id="x", network={"hostname": "x"}, root={"layers": layers})
+    (tmp_path / "spec").write_text(json.dumps(spec))
+    console = boot(hello, CD, "-fw_cfg", f"name=opt/guestinfo/vch.spec,file={tmp_path}/spec")
+    assert "deployed otherwise\n" in console
+
+
 def layer_count(image: str) -> int:
     from imagebuild.cli.common import user_store
     from imagebuild.transfer.pulling import pull

@@ -83,14 +83,25 @@ def test_the_machine_stands_still_for_a_while(machine: LinkMachine) -> None:
     assert echo.back.count > still
 
 
-def test_a_process_of_the_container_cannot_push_the_agent_aside(machine: LinkMachine) -> None:
+def test_a_process_of_the_container_cannot_play_the_agent(machine: LinkMachine) -> None:
+    """Not while the agent is connected, and without privileges not even when it is not."""
     script = f"""
-import socket
-with socket.socket(socket.AF_VSOCK) as near:
-    near.settimeout({RUN_SECONDS})
-    print(near.connect_ex((2, {LINK_VSOCK_PORT})))
+import os, socket, time
+def tried(port):
+    with socket.socket(socket.AF_VSOCK) as near:
+        near.settimeout({RUN_SECONDS})
+        if port:
+            near.bind((socket.VMADDR_CID_ANY, port))
+        return near.connect_ex((2, {LINK_VSOCK_PORT}))
+print(tried(0), tried(600))
+os.setuid(1)
+try:
+    tried(600)
+except PermissionError:
+    print("refused")
 """
-    assert machine.sh(f"python3 -c '{script}'").strip() == str(errno.ECONNRESET)
+    said = machine.sh(f"cat > /try.py <<'END'\n{script}\nEND\npython3 /try.py")
+    assert said.split() == [str(errno.ECONNRESET), str(errno.ECONNRESET), "refused"]
     assert machine.machine.ping().monotonic_ns
 
 

@@ -16,7 +16,7 @@ from _socket import (
     VMADDR_CID_HOST,
     socket,
 )
-from errno import EINPROGRESS
+from errno import EADDRINUSE, EINPROGRESS
 
 from tether.link.errors import TransportError
 from tether.link.limits import PORT
@@ -24,6 +24,10 @@ from tether.link.transport import Transport
 
 HOST = VMADDR_CID_HOST
 LOOPBACK = 1  # VMADDR_CID_LOCAL, linux/vm_sockets.h: this VM itself, where the kernel has vsock_loopback
+# The kernel lets only the privileged connect from these (LAST_RESERVED_PORT, net/vmw_vsock/af_vsock.c): the other end
+# can tell the agent from a process of the container.
+LAST_PRIVILEGED_PORT = 1023
+_FIRST_TRIED_PORT = 512  # the highest free one is taken; an old connection may hold its own for a while
 _KIND = SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK
 _BACKLOG = 1  # there is one appliance
 
@@ -34,6 +38,7 @@ def start_connecting(cid: int, port: int) -> socket:
     Raises TransportError if that is clear at once.
     """
     near = _socket(f"{cid}:{port}")
+    _bind_privileged(near, f"{cid}:{port}")
     error = near.connect_ex((cid, port))
     if error not in (0, EINPROGRESS):
         near.close()
@@ -75,6 +80,21 @@ def accept(listener: socket, allowed: int = HOST) -> Transport | None:
         if cid == allowed:
             return Transport(fd, f"vsock {cid}:{port}", limits=PORT)
         os.close(fd)
+
+
+def _bind_privileged(near: socket, what: str) -> None:
+    for port in range(LAST_PRIVILEGED_PORT, _FIRST_TRIED_PORT, -1):
+        try:
+            near.bind((VMADDR_CID_ANY, port))
+        except OSError as error:
+            if error.errno == EADDRINUSE:
+                continue
+            near.close()
+            hint = "only the privileged may"
+            raise TransportError("bind vsock", f"{what} from port {port}", error.strerror or str(error), hint) from None
+        return
+    near.close()
+    raise TransportError("bind vsock", what, "no privileged port is free")
 
 
 def _socket(what: str) -> socket:

@@ -1,9 +1,9 @@
 """The vsock device: takes packets from one ring, puts packets into the other, and keeps the connections in between.
 
-The guest may connect to one port, and have one connection there at a time: so nothing else in the guest can push the
-agent's aside.  Everything is bounded: packets of one turn, connections, replies that wait for the guest's buffers
-(while too many wait nothing more is taken from it).  What the guest does wrong with a packet ends that connection;
-what it does wrong with its rings ends the device (VsockError).
+The guest may connect to one port, from a privileged port of its own, and have one connection at a time: so no process
+of the container can play the agent, or push it aside.  Everything is bounded: packets of one turn, connections, replies
+that wait for the guest's buffers (while too many wait nothing more is taken from it).  What the guest does wrong with a
+packet ends that connection; what it does wrong with its rings ends the device (VsockError).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from tether.link.reactor import HANGUP, READ, Reactor, Watch
+from tether.link.transport_vsock import LAST_PRIVILEGED_PORT
 from vch.vsock import packet
 from vch.vsock.errors import VsockError
 from vch.vsock.packet import HEADER_BYTES, Header, Op
@@ -150,6 +151,9 @@ class Device:
             self._break(stream, header)
 
     def _accept(self, header: Header) -> None:
+        if header.from_port > LAST_PRIVILEGED_PORT:
+            self._refuse(header)
+            return
         leaving = [stream for stream in self._streams.values() if stream.state is not State.OPEN]
         if len(leaving) < len(self._streams):  # one is open
             self._refuse(header)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tether.link.transport import of_fd
+from tether.link.transport_vsock import LAST_PRIVILEGED_PORT
 from vch.errors import HostError
 from vch.qemu import KernelVsock
 
@@ -120,10 +121,10 @@ class KernelLine:
 
     def _connected(self, _ready: int) -> None:
         try:
-            near, (cid, _) = self._listener.accept()
+            near, (cid, port) = self._listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return
-        if cid == self._cid and self._wire is not None:
+        if cid == self._cid and port <= LAST_PRIVILEGED_PORT and self._wire is not None:
             self._wire.attach(of_fd(near.detach(), "vsock"))
         else:
-            near.close()  # another machine, or a process of the host
+            near.close()  # another machine, a process of the host, or of the container
