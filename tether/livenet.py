@@ -14,7 +14,7 @@ from tether.rename import merged, rewrite
 from tether.rtnetlink import carry_out
 from tether.rtundo import link_down, take_back
 from tether.settling import Settling
-from tether.spec import Interface, Network
+from tether.spec import FIREWALL_OPEN, Interface, Network
 from tether.uevents import DEADLINE_S
 
 TYPE_CHECKING = False
@@ -132,6 +132,10 @@ class LiveNetwork:
         try:
             take_back([*addressing(interface, name), *routing(interface, name)])
             carry_out([link_down(if_nametoindex(name), name)])
+            if interface.firewall != FIREWALL_OPEN:
+                from tether.firewall import apply
+
+                apply(interface.but(firewall=FIREWALL_OPEN), name)
         except OSError:
             return  # it has just been unplugged
 

@@ -18,7 +18,7 @@ from tether.rtnetlink import (
     parse_cidr,
     set_mac,
 )
-from tether.spec import Interface, Network, Route
+from tether.spec import FIREWALL_OPEN, Interface, Network, Route
 from tether.uevents import DEADLINE_S, missing, wait_for
 
 _NET = "/sys/class/net"
@@ -52,18 +52,23 @@ def configure(network: Network) -> tuple[Interface, ...]:
             slow.append(interface)
         else:
             name = find_interface(interface.found_as or interface.mac)
-            be_static(interface, name)
+            guard(interface, name)
             requests += addressing(interface, name)
             requests += routing(interface, name)
     carry_out(requests)
     return tuple(slow)
 
 
-def be_static(interface: Interface, name: str) -> None:
-    """An interface whose IPv6 addresses are given takes none, and no routes either, from routers that advertise some.
+def guard(interface: Interface, name: str) -> None:
+    """What has to be so before an interface is switched on: its firewall, and who may configure it.
 
-    One without any keeps the kernel's way: it configures itself where there is such a router (RFC 4862).
+    One whose IPv6 addresses are given takes none, and no routes either, from routers that advertise some.  One without
+    any keeps the kernel's way: it configures itself where there is such a router (RFC 4862).
     """
+    if interface.firewall != FIREWALL_OPEN:
+        from tether.firewall import apply
+
+        apply(interface, name)
     if any(":" in cidr for cidr in interface.addresses):
         files.write(f"/proc/sys/net/ipv6/conf/{name}/accept_ra", b"0")
 

@@ -34,8 +34,7 @@ _TABLE_MAIN, _PROTOCOL_BOOT, _SCOPE_UNIVERSE, _SCOPELINK, _TYPE_UNICAST = 254, 3
 _RTNH_F_ONLINK = 4  # the gateway is on this link although no address of ours says so
 DEFAULT_ROUTE = "default"
 _REPLY_BYTES = 65536
-_TIMEOUT = struct.pack("ll", 5, 0)  # struct timeval; the kernel answers at once
-_SOL_SOCKET, _SO_RCVTIMEO = 1, 20
+RECEIVE_TIMEOUT = (1, 20, struct.pack("ll", 5, 0))  # SOL_SOCKET, SO_RCVTIMEO, struct timeval; it answers at once
 
 
 class Request(Record):
@@ -176,7 +175,7 @@ def asked(requests: list[Request]) -> list[tuple[Request, int]]:
         return []
     channel = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, _NETLINK_ROUTE)
     try:
-        channel.setsockopt(_SOL_SOCKET, _SO_RCVTIMEO, _TIMEOUT)
+        channel.setsockopt(*RECEIVE_TIMEOUT)
         channel.send(b"".join(packed(request, number) for number, request in enumerate(requests)))
         answers: list[tuple[int, int]] = []
         while len(answers) < len(requests):

@@ -11,7 +11,7 @@ from tether.dhcplink import DhcpLink
 from tether.faults import TetherError
 from tether.lease import Lease
 from tether.link.reactor import Reactor
-from tether.network import addressing, be_static, routing
+from tether.network import addressing, guard, routing
 from tether.rtnetlink import carry_out
 from tether.spec import Interface
 
@@ -39,7 +39,7 @@ class Settling:
 
     def start(self) -> None:
         """Switches the interface on.  Raises TetherError for what the kernel refuses."""
-        be_static(self.interface, self.name)
+        guard(self.interface, self.name)
         carry_out(addressing(self.interface, self.name))
         checked = tuple(cidr.partition("/")[0] for cidr in self.interface.addresses if ":" in cidr)
         if self.interface.check_duplicates and checked:

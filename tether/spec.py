@@ -5,6 +5,7 @@ Arguments, environment and paths inside the container are bytes: Linux does not 
 
 from tether.link.record import Record
 
+FIREWALL_OPEN = "open"
 GENERATION = 1  # of this schema; grows when a peer that does not know a new key must not go on
 
 
@@ -97,6 +98,7 @@ class Interface(Record):
     `dhcp` asks a DHCPv4 server for an address, routes, name servers and search domains; what stands here counts more.
     `check_duplicates` lets the kernel ask whether another machine has an IPv6 address before it is used (RFC 4862).
     `announce` tells the neighbours, right after the start, that these addresses are here now.
+    `firewall` is a level of tether/firewall.py; `published` are ports ("80/tcp"), `peers` networks that it speaks of.
     `found_as`: the MAC address that it has until it is given `mac`; a clone's NIC has its template's.
     """
 
@@ -110,6 +112,9 @@ class Interface(Record):
     check_duplicates: bool = False
     announce: bool = True
     found_as: str = ""
+    firewall: str = FIREWALL_OPEN
+    published: tuple[str, ...] = ()
+    peers: tuple[str, ...] = ()
 
 
 class Host(Record):

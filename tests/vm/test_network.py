@@ -20,6 +20,7 @@ from tests.vm.harness import MAC, Container, container
 from tether.link.late_messages import AddInterface, InterfaceUp, RemoveInterface, SetNames
 from tether.spec import Host, Interface, Network, Route
 from vch.errors import GuestError, MachineError
+from vch.session import Stdio
 
 pytestmark = pytest.mark.vm
 
@@ -52,6 +53,7 @@ NETWORK = Network(
     ),
     aliases=("www",),
 )
+YES_S, NO_S = 20, 3  # how long to wait for what must be, and for what must not
 ADDED = Interface(mac=MAC3, dhcp=True)
 BACKEND = {"type": "user", "ipv6": False, "net": "10.7.0.0/24"}
 
@@ -226,9 +228,72 @@ class TestHotPlug:
             box.machine.add_interface(Interface(mac="nonsense"), BACKEND)
 
 
+@pytest.fixture(scope="module")
+def servers(box: Container, judge: JudgeNetwork) -> None:
+    """Ports 80 and 81 of the container, port 99 of its neighbour."""
+    judge.start("python3", "-m", "http.server", "99", "--bind", HOST4, output="http.txt")
+    script = "for port in 80 81; do while true; do echo port $port | nc -l -p $port; done & done; wait"
+    box.machine.exec(box.process("sh", "-c", script), Stdio())
+
+
+@pytest.mark.usefixtures("servers")
+class TestFirewall:
+    """(The second NIC is given other addresses from here on.)"""
+
+    ADDRESS = "10.99.0.60"
+    NIC = Interface(mac=MAC2, addresses=(f"{ADDRESS}/24", "fd00:99::60/64"), published=("80/tcp",))
+
+    def be(self, box: Container, **changes: object) -> None:
+        box.machine.tell(RemoveInterface(mac=MAC2)).result(60)
+        box.machine.tell(AddInterface(interface=self.NIC.but(**changes))).result(60)
+
+    def reached(self, judge: JudgeNetwork, port: int, seconds: int, address: str = ADDRESS) -> bool:
+        return f"port {port}" in judge.run("busybox", "nc", "-w", str(seconds), address, str(port), check=False)
+
+    def reaches(self, box: Container, seconds: int) -> bool:
+        said = box.sh(f"printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w {seconds} {HOST4} 99 | head -n 1").out
+        assert said.strip() in ("", "HTTP/1.0 200 OK")
+        return bool(said)
+
+    def test_open(self, box: Container, judge: JudgeNetwork) -> None:
+        self.be(box)
+        judge.until(lambda: self.reached(judge, 80, 5), "the guest's server")
+        assert self.reached(judge, 81, YES_S)
+
+    def test_outbound(self, box: Container, judge: JudgeNetwork) -> None:
+        self.be(box, firewall="outbound")
+        assert self.reaches(box, YES_S)
+        assert not self.reached(judge, 80, NO_S)
+
+    def test_published(self, box: Container, judge: JudgeNetwork) -> None:
+        self.be(box, firewall="published")
+        assert self.reaches(box, YES_S)
+        assert self.reached(judge, 80, YES_S)
+        assert not self.reached(judge, 81, NO_S)
+
+    def test_peers(self, box: Container, judge: JudgeNetwork) -> None:
+        self.be(box, firewall="peers", peers=(f"{HOST6}/128",))
+        assert " 0% packet loss" in judge.run("busybox", "ping", "-c", "1", "-w", "20", "fd00:99::60")
+        assert not self.reached(judge, 80, NO_S)
+        assert not self.reaches(box, NO_S)
+
+    def test_closed(self, box: Container, judge: JudgeNetwork) -> None:
+        self.be(box, firewall="closed")
+        assert not self.reached(judge, 80, NO_S)
+        assert not self.reaches(box, NO_S)
+        self.be(box)
+        assert self.reached(judge, 80, YES_S)  # nothing of it is left
+
+    def test_what_is_refused(self, box: Container) -> None:
+        for changes, complaint in (({"firewall": "nonsense"}, "is no level"), ({"firewall": "peers"}, "names no peers"),
+                                   ({"firewall": "published", "published": ("80",)}, "is no port")):
+            with pytest.raises(GuestError, match=complaint):
+                self.be(box, **changes)
+            box.machine.tell(AddInterface(interface=self.NIC)).result(60)
+
+
 class TestDuplicates:
     def test_an_address_that_somebody_has_is_refused_and_another_one_is_fine(self, box: Container) -> None:
-        """(Last: the second NIC is given other addresses.)"""
         box.machine.tell(RemoveInterface(mac=MAC2)).result(60)
         assert "inet" not in box.sh("ip addr show eth0").out
         duplicate = Interface(mac=MAC2, addresses=(f"{HOST6}/64",), check_duplicates=True)
