@@ -8,6 +8,8 @@ BIN    := $(VENV)/bin
 # What to run: an image reference (empty: the demo image, made here from Debian's busybox) and a command for it.
 IMAGE ?=
 CMD   ?=
+# How long to fuzz; empty: until stopped.
+SECONDS ?=
 
 .PHONY: help packages run test test-unit test-vm lint bench fuzz pico iso boot-iso setup clean
 
@@ -32,6 +34,7 @@ $(STAMP): setup.cfg pyproject.toml | packages
 test: setup ## lint, types, unit tests, then tests in real VMs
 	@scripts/install-packages test
 	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory fuzz SECONDS=20
 	@$(BIN)/python -m pytest tests/unit tests/vm
 
 test-unit: setup ## only the tests that need no VM
@@ -50,9 +53,9 @@ bench: setup ## measure, print tables, write bench.json
 	@scripts/install-packages bench
 	@$(BIN)/python -m tests.bench --output bench.json
 
-fuzz: setup ## fuzz the link's decoder until stopped
+fuzz: setup ## fuzz what untrusted bytes of the link reach, until stopped or for SECONDS
 	@$(BIN)/pip install --quiet --disable-pip-version-check atheris
-	@$(BIN)/python tests/fuzz/fuzz_decoder.py
+	@$(BIN)/python tests/fuzz/fuzz_decoder.py $(if $(SECONDS),--seconds $(SECONDS))
 
 pico: setup ## build the pico kernel once (about 12 minutes on two cores); used as soon as it exists
 	@scripts/install-packages pico

@@ -10,15 +10,20 @@ The first byte of an input chooses what is tried:
     frames        a live endpoint of either role gets frames with right checksums and any content, and time passes
     values        the CBOR decoder, and hello, resume and message on top of it
     snapshot      Endpoint.restore
+    serial port   what an ESXi host says to vch.vspc
 
-Nothing but ProtocolError may come out, what is held stays within the limits, and CBOR has one encoding per value.
+Nothing but ProtocolError (VspcError) may come out, what is held stays within the limits, and CBOR has one encoding per
+value.  The fuzzer begins with the published examples of the wire (tests/unit/frozen_link).
 """
 
+import gc
 import importlib
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import FunctionType
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -29,7 +34,10 @@ from tether.link.errors import ProtocolError
 from tether.link.frame import ACK, BYE, CLOSED, DATA, HELLO, NAK, RESUME, Decoder, build
 from tether.link.hello import APPLIANCE, TETHER, hello_of, pack, read_hello, read_resume
 from tether.link.limits import Limits
+from vch.vspc.session import MOST_QUEUED, Session
+from vch.vspc.telnet import VspcError
 
+EXAMPLES = Path(__file__).parents[1] / "unit/frozen_link/generation-1.txt"
 LIMITS = Limits(payload=256, window=1024, ring=1024, streams=4, message=512)
 KINDS = (DATA, ACK, NAK, CLOSED, RESUME, HELLO, BYE, 99)
 KEY = 0
@@ -150,7 +158,41 @@ def try_snapshot(source: Input) -> None:
         return
 
 
-TRIALS = (try_decoder, try_endpoint, try_values, try_snapshot)
+def try_serial_port(source: Input) -> None:
+    """A host that says anything, cut anywhere."""
+    session = Session("vch")
+    try:
+        while source.left:
+            for event in session.receive(source.take(1 + source.byte())):
+                assert event
+            assert session.queued <= MOST_QUEUED
+    except VspcError:
+        return
+
+
+TRIALS = (try_decoder, try_endpoint, try_values, try_snapshot, try_serial_port)
+
+
+def seeds() -> list[bytes]:
+    """Inputs to begin with: the published examples, each for the trial that it says most to."""
+    found = []
+    for line in EXAMPLES.read_text().splitlines():
+        what, _, digits = line.rpartition(" ")
+        data = bytes.fromhex(digits) if what and not line.startswith("#") else b""
+        if what.startswith("frame"):
+            found.append(b"\0\1" + b"".join(bytes((len(data[at : at + 256]) - 1,)) + data[at : at + 256]
+                                            for at in range(0, len(data), 256)))
+        elif what.startswith("message"):
+            found.append(b"\2" + data[4:])
+        elif data:
+            found.append(b"\2" + data)
+    endpoint = live_endpoint(APPLIANCE)
+    endpoint.stream(17).write(b"kept")
+    found.append(b"\3" + endpoint.snapshot())
+    host = (b"\xff\xfb\xe8\xff\xfa\xe8\x00\x51\x53\xff\xf0\xff\xfa\xe8\x46Svch\xff\xf0\xff\xfa\xe8\x5012-34\xff\xf0data"
+            b"\xff\xfa\xe8\x28seq\xff\xf0")
+    found.append(b"\4" + bytes((len(host) - 1,)) + host)
+    return found
 
 
 def try_one(data: bytes) -> None:
@@ -170,14 +212,19 @@ def main(arguments: list[str]) -> None:
     if "--seconds" in arguments:
         options.append(f"-max_total_time={int(arguments[arguments.index('--seconds') + 1])}")
     atheris = importlib.import_module("atheris")  # not among the requirements: make fuzz installs it
-    atheris.instrument_all()
+    for one in gc.get_objects():  # instrument_all would take a minute for modules that nobody asks about
+        if isinstance(one, FunctionType) and str(one.__module__).startswith(("tether.link", "vch.vspc")):
+            atheris.instrument_func(one)
     began = time.monotonic()
     print(f"fuzzing the link with {options or 'no limit'}")
-    atheris.Setup([sys.argv[0], "-max_len=4096", "-timeout=10", *options], try_one)
-    try:
-        atheris.Fuzz()
-    finally:
-        print(f"fuzzed for {time.monotonic() - began:.0f} s")
+    with tempfile.TemporaryDirectory(prefix="vch-fuzz-") as corpus:
+        for number, data in enumerate(seeds()):
+            Path(corpus, f"seed-{number}").write_bytes(data)
+        atheris.Setup([sys.argv[0], "-max_len=4096", "-timeout=10", *options, corpus], try_one)
+        try:
+            atheris.Fuzz()
+        finally:
+            print(f"fuzzed for {time.monotonic() - began:.0f} s")
 
 
 if __name__ == "__main__":
