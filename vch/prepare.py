@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imagebuild.boot.initramfs import build_initramfs, plain_image
+from imagebuild.boot.initramfs import START_WORDS, build_initramfs, plain_image
 from imagebuild.boot.kernel import choose as choose_kernel
 from imagebuild.store.store import Store
 from imagebuild.transfer.pulling import PullPolicy, pull
@@ -78,7 +78,7 @@ def find_boot(
     words = kernel_arguments(kernel, verdict.accelerator, cpus, options.debug)
     roomy = (options.memory or settings.memory) >= ROOMY
     archive = plain_image(initramfs) if roomy else initramfs.path
-    return boot_files(kernel, archive, words, find_firmware(program)), verdict
+    return boot_files(kernel, archive, (*words, *START_WORDS), find_firmware(program)), verdict
 
 
 def _wants_verity(options: RunOptions, settings: Settings) -> bool:

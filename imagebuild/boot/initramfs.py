@@ -1,6 +1,8 @@
 """The boot image: Python, the agent and the kernel's modules as one compressed cpio archive.
 
-    /init                      one line of Python, found by the kernel without any argument
+    /init                      Python, found by the kernel without any argument
+    /init.pyc                  the same, compiled, for a kernel that is told to run it (START_WORDS)
+    /start.modules             the modules that starting imports; removed when they are loaded
     /usr/bin/python3.11        the interpreter, its loader and libraries in their usual places
     /usr/lib/python3.11/       the modules that the agent imports, and the agent itself, as .pyc
     /lib/modules/load          names of the kernel modules beside it, in load order (absent if the kernel needs none)
@@ -13,6 +15,7 @@ key of everything that goes in, this builder included.
 from __future__ import annotations
 
 import hashlib
+import importlib.resources
 import os
 import tempfile
 from dataclasses import dataclass
@@ -37,16 +40,11 @@ DEMAND_LIST = f"{MODULE_FOLDER}/demand"
 
 # -I: no environment, no user site; -S: no site.py; utf8: no search for a locale.  The kernel passes the rest of the
 # line as one argument, hence one word.
-# The garbage collector would look at everything that the imports make, again and again, and find nothing: 3 million of
-# the 35 million instructions that they take.  The agent switches it on once the container runs.
-INIT = f"""#!/{runtime.INTERPRETER} -ISXutf8
-from time import monotonic_ns
-began = monotonic_ns()
-from gc import disable
-disable()
-from {MAIN_MODULE} import main
-main(began)
-""".encode()
+INIT_LINE = f"#!/{runtime.INTERPRETER} -ISXutf8\n"
+INIT_MODULE = "init"
+INIT_COMPILED = f"{INIT_MODULE}.pyc"
+# Words of a kernel command line: run /init.pyc.  They come last: what follows "--" is for the program.
+START_WORDS = (f"rdinit=/{runtime.INTERPRETER}", "--", "-ISXutf8", f"/{INIT_COMPILED}")
 
 EMPTY_FOLDERS = ("dev", "proc", "sys", "run", "tmp")
 
@@ -147,11 +145,17 @@ def entries(python: runtime.Runtime, root: Path, modules: Modules, scratch: Path
 def parts(python: runtime.Runtime, root: Path, modules: Modules, scratch: Path) -> list[Part]:
     """What goes in, with the host's file that each is from."""
     imported = runtime.imported_modules(python, root, (MAIN_MODULE, *LATE_IMPORTS))
-    wanted = {module.name: module for module in (*imported, *runtime.agent_modules(root, AGENT))}
+    start = runtime.start_modules(python, root, MAIN_MODULE)
+    at_start = {module.name for module in start}
+    wanted = {module.name: module for module in (*imported, *runtime.agent_modules(root, AGENT))
+              if module.name not in at_start}
     every = [wanted[name] for name in sorted(wanted)]
-    compiled = runtime.compile_modules(python, every, scratch)
+    first = runtime.Module(INIT_MODULE, init_source())
+    compiled = runtime.compile_modules(python, [*every, first], start, scratch)
     return [
-        Part(cpio.file("init", INIT, 0o755)),
+        Part(cpio.file("init", INIT_LINE.encode() + first.file.read_bytes(), 0o755)),
+        Part(cpio.file(INIT_COMPILED, compiled[first.target()])),
+        Part(cpio.file(runtime.START, compiled[runtime.START])),
         Part(cpio.character_device("dev/console", 5, 1)),  # the kernel opens it for PID 1 before anything is mounted
         _copied(runtime.INTERPRETER, python.interpreter, 0o755),
         *(Part(cpio.directory(path)) for path in EMPTY_FOLDERS),
@@ -163,6 +167,11 @@ def parts(python: runtime.Runtime, root: Path, modules: Modules, scratch: Path) 
         *(_copied(f"{MODULE_FOLDER}/{path.name}", path) for path in modules.files()),
         *(Part(entry) for entry in modules.lists()),
     ]
+
+
+def init_source() -> Path:
+    """The file that becomes /init."""
+    return Path(str(importlib.resources.files("initramfs").joinpath("init.py")))
 
 
 def _copied(path: str, source: Path, mode: int = 0o644, name: str = "") -> Part:
@@ -185,8 +194,8 @@ def _key(python: runtime.Runtime, root: Path, modules: Modules) -> str:
     """A digest of all inputs: sources by content, what packages installed by name, size and time of change."""
     digest = hashlib.sha256(python.fingerprint().encode())
     builder = Path(__file__).resolve().parent
-    for module in (*runtime.agent_modules(root, AGENT), *(runtime.Module(name, builder / name) for name in
-                                                          ("cpio.py", "elf.py", "initramfs.py", "runtime.py"))):
+    ours = [runtime.Module(name, builder / name) for name in ("cpio.py", "elf.py", "initramfs.py", "runtime.py")]
+    for module in (*runtime.agent_modules(root, AGENT), runtime.Module(INIT_MODULE, init_source()), *ours):
         digest.update(f"\0{module.name}\0".encode())
         digest.update(module.file.read_bytes())
     digest.update(b"".join(entry.content for entry in modules.lists()))

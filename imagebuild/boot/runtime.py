@@ -6,7 +6,8 @@ first line, but no ctypes and no C extensions), a zip of the library (50 % slowe
 
 Which modules: the interpreter itself is asked, by importing the agent and looking at sys.modules.  They travel as
 sourceless .pyc at the place of the source (the loader then stats nothing else), compiled with -OO in a process of its
-own with a fixed hash seed, because marshal's output depends on what else lives in the process.
+own with a fixed hash seed, because marshal's output depends on what else lives in the process.  What starting imports
+is in one file instead, which initramfs/init.py loads and removes.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ INTERPRETER = "usr/bin/python3.11"
 LIBRARY = "usr/lib/python3.11"
 LIBRARY_FOLDERS = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "lib64")
 COMPILE_TIMEOUT_S = 120
+START = "start.modules"  # what starting imports, as one file (initramfs/init.py)
 LANDMARK = "os"  # without os.pyc in its place the interpreter does not recognise its own library (getpath.py)
 NEEDED_EARLY = ("encodings.ascii", "encodings.latin_1", "encodings.utf_8")  # codecs of last resort of the interpreter
 
@@ -39,16 +41,22 @@ for name, module in sorted(sys.modules.items()):
 
 _COMPILE = """
 import importlib.util, marshal, os, sys
+start = {}
 for line in sys.stdin:
-    source, name, target = line.rstrip("\\n").split("\\t")
+    source, name, target, module, folder = line.rstrip("\\n").split("\\t")
     with open(source, "rb") as file:
         text = file.read()
     code = compile(text, name, "exec", dont_inherit=True, optimize=2)
+    if module:
+        start[module] = (code, folder)
+        continue
     unchecked = (1).to_bytes(4, "little")  # PEP 552: a hash that nobody compares with anything
     header = importlib.util.MAGIC_NUMBER + unchecked + importlib.util.source_hash(text)
     os.makedirs(os.path.dirname(target), exist_ok=True)
     with open(target, "wb") as file:
         file.write(header + marshal.dumps(code))
+with open(sys.argv[1], "wb") as file:
+    file.write(marshal.dumps(start))
 """
 
 
@@ -126,12 +134,35 @@ def agent_modules(source_root: Path, package: str) -> list[Module]:
     return found
 
 
-def compile_modules(runtime: Runtime, modules: list[Module], into: Path) -> dict[str, bytes]:
-    """target -> .pyc of every Python module; `into` is an empty folder to work in."""
+def start_modules(runtime: Runtime, source_root: Path, main: str) -> list[Module]:
+    """The Python modules that importing `main` takes; not those that the interpreter itself has imported before."""
+    own = {module.name for module in imported_modules(runtime, source_root, ())}
+    found = imported_modules(runtime, source_root, (main,))
+    return [module for module in found if module.name not in own and not module.is_extension]
+
+
+def compile_modules(runtime: Runtime, modules: list[Module], start: list[Module], into: Path) -> dict[str, bytes]:
+    """target -> .pyc of every Python module, and START -> all of `start` in one (initramfs/init.py reads it).
+
+    `into` is an empty folder to work in.
+    """
     wanted = [module for module in modules if not module.is_extension]
-    lines = [f"{module.file}\t{module.target().removesuffix('c')}\t{into / module.target()}\n" for module in wanted]
-    run([str(runtime.interpreter), "-s", "-S", "-c", _COMPILE], "compile the agent", "".join(lines))
-    return {module.target(): (into / module.target()).read_bytes() for module in wanted}
+    lines = [f"{module.file}\t{_shown(module)}\t{into / module.target()}\t\t\n" for module in wanted]
+    lines += [f"{module.file}\t{_shown(module)}\t\t{module.name}\t{_folder(module)}\n" for module in start]
+    command = [str(runtime.interpreter), "-s", "-S", "-c", _COMPILE, str(into / START)]
+    into.mkdir(parents=True, exist_ok=True)
+    run(command, "compile the agent", "".join(lines))
+    return {target: (into / target).read_bytes() for target in (START, *(module.target() for module in wanted))}
+
+
+def _shown(module: Module) -> str:
+    """The file name that tracebacks show."""
+    return module.target().removesuffix("c")
+
+
+def _folder(module: Module) -> str:
+    """For a package, where its other modules are in the guest; else empty."""
+    return f"/{LIBRARY}/{module.name.replace('.', '/')}" if module.file.name == "__init__.py" else ""
 
 
 def shared_objects(runtime: Runtime, modules: list[Module]) -> dict[str, Path]:
