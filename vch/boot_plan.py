@@ -50,14 +50,16 @@ def kernel_arguments(
     )
 
 
-def boot_files(kernel: Kernel, initramfs: Path, arguments: tuple[str, ...], firmware: Path | None) -> BootFiles:
+def boot_files(
+    kernel: Kernel, initramfs: Path, arguments: tuple[str, ...], firmware: Path | None, start: tuple[str, ...] = ()
+) -> BootFiles:
     """The plain kernel where it can be entered directly, else the one that unpacks itself.
 
     qboot only enters kernels directly, and leaves the timers as it finds them: Debian's kernel then waits for ever.
     """
     if kernel.pvh is None:
-        return BootFiles(kernel.image, initramfs, arguments)
-    return BootFiles(kernel.pvh, initramfs, arguments, firmware if kernel.name == PICO else None)
+        return BootFiles(kernel.image, initramfs, arguments, start=start)
+    return BootFiles(kernel.pvh, initramfs, arguments, firmware if kernel.name == PICO else None, start)
 
 
 def find_firmware(program: str) -> Path | None:

@@ -78,7 +78,7 @@ def find_boot(
     words = kernel_arguments(kernel, verdict.accelerator, cpus, options.debug)
     roomy = (options.memory or settings.memory) >= ROOMY
     archive = plain_image(initramfs) if roomy else initramfs.path
-    return boot_files(kernel, archive, (*words, *START_WORDS), find_firmware(program)), verdict
+    return boot_files(kernel, archive, words, find_firmware(program), START_WORDS), verdict
 
 
 def _wants_verity(options: RunOptions, settings: Settings) -> bool:

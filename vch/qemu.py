@@ -88,6 +88,8 @@ class BootFiles:
     arguments: tuple[str, ...]
     firmware: Path | None = None
     """None: QEMU's own, SeaBIOS."""
+    start: tuple[str, ...] = ()
+    """The last words of the command line: which program is PID 1, if not /init."""
 
 
 class Role(Enum):
@@ -312,7 +314,7 @@ def _boot(config: MachineConfig) -> list[str]:
     if config.role is Role.CLONE:  # the kernel is in the template's memory
         return [*firmware, "-incoming", "defer"]
     initramfs: Sequence[str] = ("-initrd", str(boot.initramfs)) if boot.initramfs else ()
-    words = (*boot.arguments, *link_argument(config))
+    words = (*boot.arguments, *link_argument(config), *boot.start)
     return [*firmware, "-kernel", str(boot.kernel), *initramfs, "-append", " ".join(words)]
 
 

@@ -3,8 +3,9 @@
     /init                      Python, found by the kernel without any argument
     /init.pyc                  the same, compiled, for a kernel that is told to run it (START_WORDS)
     /start.modules             the modules that starting imports; removed when they are loaded
+    /late.modules              the agent's other modules, and what they import, compressed (tether/init.py reads both)
     /usr/bin/python3.11        the interpreter, its loader and libraries in their usual places
-    /usr/lib/python3.11/       the modules that the agent imports, and the agent itself, as .pyc
+    /usr/lib/python3.11/       what the interpreter itself imports, as .pyc, and modules that are libraries
     /lib/modules/load          names of the kernel modules beside it, in load order (absent if the kernel needs none)
     /lib/modules/demand        a line for each module that is loaded when asked for: its name, its files in load order
 
@@ -15,10 +16,10 @@ key of everything that goes in, this builder included.
 from __future__ import annotations
 
 import hashlib
-import importlib.resources
 import os
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import zstandard
@@ -26,11 +27,11 @@ import zstandard
 from imagebuild.boot import cpio, runtime
 from imagebuild.boot.kernel import Kernel, boot_modules, demand_modules
 from imagebuild.boot.kernel_cache import Progress, silent
+from imagebuild.boot.reasons import mentions
 from imagebuild.errors import InitramfsError
 
 AGENT = "tether"
-MAIN_MODULE = "tether.__main__"
-LATE_IMPORTS = ("json",)  # standard library modules that the agent imports inside functions
+START_MODULES = ("tether.__main__", "tether.link.transport_virtio")  # the usual link: imported late, and nearly always
 ZSTD_LEVEL = 19  # 3 s once; decompression does not get slower, and a host keeps few of these files
 KEPT = 8  # boot images in the cache: a few kernels, a few versions of the agent; each has 4 to 5 MB, plain 11 to 16
 PACKED, PLAIN = ".cpio.zst", ".cpio"  # how files in the cache end
@@ -61,11 +62,15 @@ class Initramfs:
 
 @dataclass(frozen=True)
 class Part:
-    """One entry, the file of the host that it is (or is compiled from), and the name it is imported by, if it is."""
+    """One entry, the file of the host that it is (or is compiled from), and the name it is imported by, if it is.
+
+    `modules`: those in a file of several, with the bytes that each takes.
+    """
 
     entry: cpio.Entry
     source: Path | None = None
     module: str = ""
+    modules: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -144,34 +149,45 @@ def entries(python: runtime.Runtime, root: Path, modules: Modules, scratch: Path
 
 def parts(python: runtime.Runtime, root: Path, modules: Modules, scratch: Path) -> list[Part]:
     """What goes in, with the host's file that each is from."""
-    imported = runtime.imported_modules(python, root, (MAIN_MODULE, *LATE_IMPORTS))
-    start = runtime.start_modules(python, root, MAIN_MODULE)
-    at_start = {module.name for module in start}
-    wanted = {module.name: module for module in (*imported, *runtime.agent_modules(root, AGENT))
-              if module.name not in at_start}
-    every = [wanted[name] for name in sorted(wanted)]
-    first = runtime.Module(INIT_MODULE, init_source())
-    compiled = runtime.compile_modules(python, [*every, first], start, scratch)
+    chosen = chosen_modules(python, root)
+    first = runtime.Module(INIT_MODULE, init_source(root))
+    compiled = runtime.compile_modules(python, replace(chosen, files=[*chosen.files, first]), scratch)
     return [
-        Part(cpio.file("init", INIT_LINE.encode() + first.file.read_bytes(), 0o755)),
-        Part(cpio.file(INIT_COMPILED, compiled[first.target()])),
-        Part(cpio.file(runtime.START, compiled[runtime.START])),
+        Part(cpio.file("init", init_script(root), 0o755)),
+        Part(cpio.file(INIT_COMPILED, compiled.files[first.target()])),
+        Part(cpio.file(runtime.START, compiled.start), modules=compiled.start_sizes),
+        Part(cpio.file(runtime.LATE, compiled.late), modules=compiled.late_sizes),
+        Part(cpio.file(f"{runtime.LIBRARY}/{runtime.LANDMARK}.pyc", b""), module=runtime.LANDMARK),
         Part(cpio.character_device("dev/console", 5, 1)),  # the kernel opens it for PID 1 before anything is mounted
         _copied(runtime.INTERPRETER, python.interpreter, 0o755),
         *(Part(cpio.directory(path)) for path in EMPTY_FOLDERS),
-        *(Part(cpio.file(f"{runtime.LIBRARY}/{module.target()}", compiled[module.target()]), module.file, module.name)
-          for module in every if not module.is_extension),
+        *(Part(cpio.file(f"{runtime.LIBRARY}/{item.target()}", compiled.files[item.target()]), item.file, item.name)
+          for item in chosen.files),
         *(_copied(f"{runtime.LIBRARY}/{module.target()}", module.file, name=module.name)
-          for module in every if module.is_extension),
-        *(_copied(name, path, 0o755) for name, path in runtime.shared_objects(python, every).items()),
+          for module in chosen.extensions),
+        *(_copied(name, path, 0o755) for name, path in runtime.shared_objects(python, chosen.extensions).items()),
         *(_copied(f"{MODULE_FOLDER}/{path.name}", path) for path in modules.files()),
         *(Part(entry) for entry in modules.lists()),
     ]
 
 
-def init_source() -> Path:
-    """The file that becomes /init."""
-    return Path(str(importlib.resources.files("initramfs").joinpath("init.py")))
+def chosen_modules(python: runtime.Runtime, root: Path) -> runtime.PythonModules:
+    """The Python modules that go in, also what the agent imports inside functions.  `root` has the agent's package."""
+    agent = runtime.agent_modules(root, AGENT)
+    named = mentions({module.name: module.file.read_text(encoding="utf-8") for module in agent})
+    others = tuple(name for name in named if name.partition(".")[0] != AGENT)
+    late = [module for module in agent if module.file != init_source(root)]
+    return runtime.choose_modules(python, root, START_MODULES, late, others)
+
+
+def init_script(root: Path) -> bytes:
+    """What /init is."""
+    return INIT_LINE.encode() + init_source(root).read_bytes()
+
+
+def init_source(root: Path) -> Path:
+    """The file that it is made of."""
+    return root / AGENT / f"{INIT_MODULE}.py"
 
 
 def _copied(path: str, source: Path, mode: int = 0o644, name: str = "") -> Part:
@@ -194,8 +210,8 @@ def _key(python: runtime.Runtime, root: Path, modules: Modules) -> str:
     """A digest of all inputs: sources by content, what packages installed by name, size and time of change."""
     digest = hashlib.sha256(python.fingerprint().encode())
     builder = Path(__file__).resolve().parent
-    ours = [runtime.Module(name, builder / name) for name in ("cpio.py", "elf.py", "initramfs.py", "runtime.py")]
-    for module in (*runtime.agent_modules(root, AGENT), runtime.Module(INIT_MODULE, init_source()), *ours):
+    ours = ("cpio.py", "elf.py", "initramfs.py", "reasons.py", "runtime.py")
+    for module in (*runtime.agent_modules(root, AGENT), *(runtime.Module(name, builder / name) for name in ours)):
         digest.update(f"\0{module.name}\0".encode())
         digest.update(module.file.read_bytes())
     digest.update(b"".join(entry.content for entry in modules.lists()))

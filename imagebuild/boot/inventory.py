@@ -18,6 +18,13 @@ from imagebuild.errors import InitramfsError
 
 AGENT_GROUP, LIBRARY_GROUP, RUNTIME_GROUP, DRIVER_GROUP = "agent", "library", "interpreter", "kernel modules"
 
+_WHY = {
+    "init": "the kernel runs it as PID 1",
+    initramfs.INIT_COMPILED: "the same, compiled, where the kernel is told of it",
+    runtime.START: "what starting imports; removed when it is loaded",
+    runtime.LATE: "what is imported later, if ever, compressed",
+}
+
 
 @dataclass(frozen=True)
 class Item:
@@ -32,12 +39,23 @@ class Item:
 
 
 @dataclass(frozen=True)
+class PythonModule:
+    """One of several Python modules in a file of the image, with the bytes it takes there."""
+
+    name: str
+    size: int
+    file: str
+    why: str
+
+
+@dataclass(frozen=True)
 class Inventory:
-    """A boot image with its files, in the order of their paths."""
+    """A boot image with its files, in the order of their paths, and the modules in those that hold several."""
 
     image: Initramfs
     kernel: Kernel
     items: tuple[Item, ...]
+    modules: tuple[PythonModule, ...]
 
     def totals(self) -> dict[str, int]:
         """Group -> bytes, the largest first."""
@@ -62,19 +80,40 @@ def take_inventory(kernel: Kernel, cache: Path, source_root: Path | None = None)
     if zstandard.ZstdDecompressor().decompress(image.path.read_bytes(), len(packed)) != packed:
         raise InitramfsError("take inventory", str(image.path), "it is not made of the files that are here now",
                              "delete it and try again")
-    return Inventory(image, kernel, tuple(items(found, python, root, modules)))
+    importers = _importers(python, root)
+    return Inventory(image, kernel, tuple(items(found, modules, importers)), tuple(_modules(found, importers)))
 
 
-def items(found: list[Part], python: runtime.Runtime, root: Path, modules: Modules) -> list[Item]:
-    """The files among `found`, with their reasons."""
-    first = reasons.importers(python, root, (initramfs.MAIN_MODULE, *initramfs.LATE_IMPORTS))
+@dataclass(frozen=True)
+class _Importers:
+    """Module -> who imports it first, as of `reasons.importers`, and who mentions it, as of `reasons.mentions`."""
+
+    first: Mapping[str, str]
+    mentioned: Mapping[str, list[str]]
+
+    def why(self, name: str) -> str:
+        return reasons.module_reason(name, self.first, self.mentioned)
+
+
+def _importers(python: runtime.Runtime, root: Path) -> _Importers:
     agent = runtime.agent_modules(root, initramfs.AGENT)
     mentioned = reasons.mentions({module.name: module.file.read_text(encoding="utf-8") for module in agent})
+    late = [module.name for module in initramfs.chosen_modules(python, root).late if module.name in mentioned]
+    return _Importers(reasons.importers(python, root, (*initramfs.START_MODULES, *late)), mentioned)
+
+
+def _modules(found: list[Part], importers: _Importers) -> list[PythonModule]:
+    return [PythonModule(name, size, part.entry.path, importers.why(name))
+            for part in found for name, size in part.modules.items()]
+
+
+def items(found: list[Part], modules: Modules, importers: _Importers) -> list[Item]:
+    """The files among `found`, with their reasons."""
     binaries = [part.source for part in found if part.source and _is_binary(part)]
     users = reasons.library_reasons(binaries)
     drivers = reasons.driver_reasons(modules)
     files = [part for part in found if stat.S_ISREG(part.entry.mode)]
-    return [_item(part, first, mentioned, users, drivers) for part in sorted(files, key=lambda part: part.entry.path)]
+    return [_item(part, importers, users, drivers) for part in sorted(files, key=lambda part: part.entry.path)]
 
 
 def _is_binary(part: Part) -> bool:
@@ -82,20 +121,19 @@ def _is_binary(part: Part) -> bool:
     return path == runtime.INTERPRETER or ".so" in Path(path).name
 
 
-def _item(part: Part, first: Mapping[str, str], mentioned: Mapping[str, list[str]],
-          users: Mapping[str, list[str]], drivers: Mapping[str, str]) -> Item:
+def _item(part: Part, importers: _Importers, users: Mapping[str, list[str]], drivers: Mapping[str, str]) -> Item:
     path, name = part.entry.path, Path(part.entry.path).name
     if part.module:
         ours = part.module.partition(".")[0] == initramfs.AGENT
-        group, why = AGENT_GROUP if ours else LIBRARY_GROUP, reasons.module_reason(part.module, first, mentioned)
+        group, why = AGENT_GROUP if ours else LIBRARY_GROUP, importers.why(part.module)
         if part.module == runtime.LANDMARK:
             why = "by this file the interpreter recognises its library"
     elif path.startswith(initramfs.MODULE_FOLDER):
         group, why = DRIVER_GROUP, drivers.get(name, "which modules to load, for the agent")
     elif path == runtime.INTERPRETER:
         group, why = RUNTIME_GROUP, "runs /init"
-    elif path == "init":
-        group, why = AGENT_GROUP, "the kernel runs it as PID 1"
+    elif path in _WHY:
+        group, why = AGENT_GROUP, _WHY[path]
     else:
         group, why = RUNTIME_GROUP, f"needed by {', '.join(users.get(name, ['every program, as its loader']))}"
     content = part.entry.content

@@ -4,16 +4,17 @@ It is Debian's own python3.11: built with PGO and LTO (20 to 25 % faster than a 
 every host that can run us.  Alternatives measured and not taken: a static musl build (2 MB smaller, 12 % sooner at its
 first line, but no ctypes and no C extensions), a zip of the library (50 % slower to the first line), Nuitka (4x).
 
-Which modules: the interpreter itself is asked, by importing the agent and looking at sys.modules.  They travel as
-sourceless .pyc at the place of the source (the loader then stats nothing else), compiled with -OO in a process of its
-own with a fixed hash seed, because marshal's output depends on what else lives in the process.  What starting imports
-is in one file instead, which initramfs/init.py loads and removes.
+Which modules: the interpreter itself is asked, by importing the agent and looking at sys.modules.  What it imports
+before our first line travels as sourceless .pyc at the place of the source (the loader then stats nothing else), the
+rest in two files that tether/init.py reads.  All is compiled with -OO in a process of its own with a fixed hash seed,
+because marshal's output depends on what else lives in the process.
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,15 +25,21 @@ INTERPRETER = "usr/bin/python3.11"
 LIBRARY = "usr/lib/python3.11"
 LIBRARY_FOLDERS = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "lib64")
 COMPILE_TIMEOUT_S = 120
-START = "start.modules"  # what starting imports, as one file (initramfs/init.py)
-LANDMARK = "os"  # without os.pyc in its place the interpreter does not recognise its own library (getpath.py)
+START, LATE = "start.modules", "late.modules"  # what starting imports, and the rest (tether/init.py reads them)
+LANDMARK = "os"  # by os.pyc, be it empty, the interpreter recognises its own library (getpath.py)
+LEFT_OUT = ("_json",)  # a faster half of json, which does without it; a spec is read once
 NEEDED_EARLY = ("encodings.ascii", "encodings.latin_1", "encodings.utf_8")  # codecs of last resort of the interpreter
 
 _LIST_IMPORTS = """
 import sys
 sys.path.insert(0, sys.argv[1])
 for name in sys.argv[2:]:
-    __import__(name)
+    try:
+        __import__(name)
+    except ModuleNotFoundError:
+        parent, _, attribute = name.rpartition(".")
+        if not hasattr(sys.modules.get(parent), attribute):
+            raise
 for name, module in sorted(sys.modules.items()):
     origin = getattr(module.__spec__, "origin", None)
     if name != "__main__" and origin not in ("built-in", "frozen", None):
@@ -40,23 +47,31 @@ for name, module in sorted(sys.modules.items()):
 """
 
 _COMPILE = """
-import importlib.util, marshal, os, sys
-start = {}
+import importlib.util, marshal, os, sys, zlib
+start, late, packed = {}, {}, []
 for line in sys.stdin:
-    source, name, target, module, folder = line.rstrip("\\n").split("\\t")
+    kind, source, name, target, module = line.rstrip("\\n").split("\\t")
     with open(source, "rb") as file:
         text = file.read()
     code = compile(text, name, "exec", dont_inherit=True, optimize=2)
-    if module:
-        start[module] = (code, folder)
-        continue
-    unchecked = (1).to_bytes(4, "little")  # PEP 552: a hash that nobody compares with anything
-    header = importlib.util.MAGIC_NUMBER + unchecked + importlib.util.source_hash(text)
-    os.makedirs(os.path.dirname(target), exist_ok=True)
-    with open(target, "wb") as file:
-        file.write(header + marshal.dumps(code))
+    is_package = source.endswith("/__init__.py")
+    if kind == "start":
+        start[module] = (code, is_package)
+        print(kind, module, len(marshal.dumps(code)), sep="\\t")
+    elif kind == "late":
+        packed.append(zlib.compress(marshal.dumps(code), 9))
+        late[module] = (sum(map(len, packed[:-1])), len(packed[-1]), is_package)
+        print(kind, module, len(packed[-1]), sep="\\t")
+    else:
+        unchecked = (1).to_bytes(4, "little")  # PEP 552: a hash that nobody compares with anything
+        header = importlib.util.MAGIC_NUMBER + unchecked + importlib.util.source_hash(text)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        with open(target, "wb") as file:
+            file.write(header + marshal.dumps(code))
 with open(sys.argv[1], "wb") as file:
-    file.write(marshal.dumps(start))
+    file.write(marshal.dumps((start, late)))
+with open(sys.argv[2], "wb") as file:
+    file.write(b"".join(packed))
 """
 
 
@@ -107,6 +122,32 @@ class Module:
         return f"{path}/__init__.pyc" if self.file.name == "__init__.py" else f"{path}.pyc"
 
 
+@dataclass(frozen=True)
+class PythonModules:
+    """The Python modules to take along, by how they travel (extension modules are files anyway).
+
+    `files`: one each, in the library's folder, for the interpreter itself; `start`: what starting imports; `late`:
+    the rest.
+    """
+
+    files: list[Module]
+    start: list[Module]
+    late: list[Module]
+    extensions: list[Module]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Python modules as code: each target below the library folder with its .pyc, and the contents of START and LATE
+    with what each module takes of them, in bytes."""
+
+    files: Mapping[str, bytes]
+    start: bytes
+    late: bytes
+    start_sizes: Mapping[str, int]
+    late_sizes: Mapping[str, int]
+
+
 def find_runtime() -> Runtime:
     """The interpreter of this host.  Raises InitramfsError if it has none."""
     runtime = Runtime(Path("/"))
@@ -117,12 +158,31 @@ def find_runtime() -> Runtime:
 
 
 def imported_modules(runtime: Runtime, source_root: Path, names: tuple[str, ...]) -> list[Module]:
-    """Every module that comes in from a file when `names` are imported; `source_root` has the agent's package."""
-    command = [str(runtime.interpreter), "-I", "-S", "-c", _LIST_IMPORTS, str(source_root), *NEEDED_EARLY, *names]
+    """Every module that comes in from a file when `names` are imported; `source_root` has the agent's package.
+
+    A name with a dot may also be an attribute of a module that is among them.
+    """
+    command = [str(runtime.interpreter), "-I", "-S", "-c", _LIST_IMPORTS, str(source_root), *names]
     listed = run(command, "find the agent's imports", "")
-    modules = [Module(name, Path(file)) for name, file in (line.split("\t") for line in listed.splitlines())]
-    modules.append(Module(LANDMARK, runtime.root / LIBRARY / "os.py"))
-    return modules
+    return [Module(name, Path(file)) for name, file in (line.split("\t") for line in listed.splitlines())]
+
+
+def choose_modules(
+    runtime: Runtime, source_root: Path, main: tuple[str, ...], every: list[Module], names: tuple[str, ...]
+) -> PythonModules:
+    """All that `main` imports to begin with, and later: `every` module of the agent, and what they name (`names`)."""
+    own = imported_modules(runtime, source_root, NEEDED_EARLY)
+    known = {module.name for module in own}
+    first = [module for module in imported_modules(runtime, source_root, main) if module.name not in known]
+    known |= {module.name for module in first}
+    later = {module.name: module for module in (*imported_modules(runtime, source_root, names), *every)}
+    rest = [later[name] for name in sorted(later) if name not in known]
+    return PythonModules(
+        files=own,
+        start=[module for module in first if not module.is_extension],
+        late=[module for module in rest if not module.is_extension],
+        extensions=[module for module in (*first, *rest) if module.is_extension and module.name not in LEFT_OUT],
+    )
 
 
 def agent_modules(source_root: Path, package: str) -> list[Module]:
@@ -134,35 +194,23 @@ def agent_modules(source_root: Path, package: str) -> list[Module]:
     return found
 
 
-def start_modules(runtime: Runtime, source_root: Path, main: str) -> list[Module]:
-    """The Python modules that importing `main` takes; not those that the interpreter itself has imported before."""
-    own = {module.name for module in imported_modules(runtime, source_root, ())}
-    found = imported_modules(runtime, source_root, (main,))
-    return [module for module in found if module.name not in own and not module.is_extension]
-
-
-def compile_modules(runtime: Runtime, modules: list[Module], start: list[Module], into: Path) -> dict[str, bytes]:
-    """target -> .pyc of every Python module, and START -> all of `start` in one (initramfs/init.py reads it).
-
-    `into` is an empty folder to work in.
-    """
-    wanted = [module for module in modules if not module.is_extension]
-    lines = [f"{module.file}\t{_shown(module)}\t{into / module.target()}\t\t\n" for module in wanted]
-    lines += [f"{module.file}\t{_shown(module)}\t\t{module.name}\t{_folder(module)}\n" for module in start]
-    command = [str(runtime.interpreter), "-s", "-S", "-c", _COMPILE, str(into / START)]
+def compile_modules(runtime: Runtime, modules: PythonModules, into: Path) -> Compiled:
+    """Compiles them, in `into`, an empty folder."""
     into.mkdir(parents=True, exist_ok=True)
-    run(command, "compile the agent", "".join(lines))
-    return {target: (into / target).read_bytes() for target in (START, *(module.target() for module in wanted))}
-
-
-def _shown(module: Module) -> str:
-    """The file name that tracebacks show."""
-    return module.target().removesuffix("c")
-
-
-def _folder(module: Module) -> str:
-    """For a package, where its other modules are in the guest; else empty."""
-    return f"/{LIBRARY}/{module.name.replace('.', '/')}" if module.file.name == "__init__.py" else ""
+    kinds = (("file", modules.files), ("start", modules.start), ("late", modules.late))
+    lines = [
+        f"{kind}\t{module.file}\t{module.target().removesuffix('c')}\t{into / module.target()}\t{module.name}\n"
+        for kind, group in kinds for module in group
+    ]
+    command = [str(runtime.interpreter), "-s", "-S", "-c", _COMPILE, str(into / START), str(into / LATE)]
+    told = [line.split("\t") for line in run(command, "compile the agent", "".join(lines)).splitlines()]
+    return Compiled(
+        files={module.target(): (into / module.target()).read_bytes() for module in modules.files},
+        start=(into / START).read_bytes(),
+        late=(into / LATE).read_bytes(),
+        start_sizes={name: int(size) for kind, name, size in told if kind == "start"},
+        late_sizes={name: int(size) for kind, name, size in told if kind == "late"},
+    )
 
 
 def shared_objects(runtime: Runtime, modules: list[Module]) -> dict[str, Path]:

@@ -60,6 +60,8 @@ def document(inventory: Inventory) -> dict[str, Any]:
         "groups": inventory.totals(),
         "files": [{"name": item.name, "size": item.size, "sha256": item.sha256, "group": item.group, "why": item.why}
                   for item in inventory.items],
+        "modules": [{"name": module.name, "size": module.size, "file": module.file, "why": module.why}
+                    for module in inventory.modules],
     }
 
 
@@ -100,6 +102,10 @@ def _explain(inventory: Inventory) -> None:
     ordered = sorted(inventory.items, key=lambda item: (item.group, -item.size, item.name))
     print_table(("NAME", "SIZE", "GROUP", "WHY"),
                 [(item.name, f"{item.size:,}", item.group, item.why) for item in ordered])
+    print()
+    print_table(("MODULE", "SIZE", "FILE", "WHY"),
+                [(module.name, f"{module.size:,}", module.file, module.why)
+                 for module in sorted(inventory.modules, key=lambda module: (module.file, -module.size, module.name))])
     print()
     print_table(("GROUP", "FILES", "SIZE"),
                 [(group, str(sum(item.group == group for item in inventory.items)), f"{size:,}")

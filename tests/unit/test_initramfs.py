@@ -92,12 +92,12 @@ class TestImage:
     def test_it_has_what_the_agent_imports_and_nothing_of_this_host(self, tmp_path: Path) -> None:
         found = {entry.path: entry for entry in self.entries(tmp_path)}
         assert found["init"].content.startswith(b"#!/usr/bin/python3.11 -")
-        assert "usr/lib/python3.11/tether/__main__.pyc" in found
+        assert b"/start.modules" in found["init.pyc"].content
         assert "lib64/ld-linux-x86-64.so.2" in found
         assert any("_ctypes" in path for path in found)
         assert any("libffi" in path for path in found)
         assert not any(path.endswith(".py") for path in found)
-        ours = [entry for path, entry in found.items() if "/tether/" in path]
+        ours = [found[path] for path in ("init.pyc", "start.modules", "late.modules")]
         assert not any(str(ROOT).encode() in entry.content for entry in ours)
         assert sum(len(entry.content) for entry in found.values()) < 13_000_000
 

@@ -53,7 +53,12 @@ class TestInventory:
         found = {item.name: item for item in inventory.items}
         assert found["init"].why == "the kernel runs it as PID 1"
         assert "_ctypes" in found["lib/x86_64-linux-gnu/libffi.so.8"].why
-        assert found["usr/lib/python3.11/json/__init__.pyc"].why.startswith("imported when needed by tether.")
+        modules = {module.name: module for module in inventory.modules}
+        assert modules["json"].why.startswith("imported when needed by tether.")
+        assert modules["json"].file == "late.modules"
+        assert modules["tether.agent"].why == "imported by tether.__main__"
+        assert modules["tether.agent"].file == "start.modules"
+        assert sum(m.size for m in inventory.modules if m.file == "late.modules") == found["late.modules"].size
         assert sum(inventory.totals().values()) == sum(item.size for item in inventory.items)
         assert document(inventory)["compressed"] == inventory.image.size
 
@@ -61,8 +66,8 @@ class TestInventory:
         told = json.loads(manifest(inventory))
         assert told["image"]["sha256"] == hashlib.sha256(inventory.image.path.read_bytes()).hexdigest()
         (init,) = (row for row in told["files"] if row["name"] == "init")
-        assert init["size"] == len(initramfs.INIT)
-        assert init["sha256"] == hashlib.sha256(initramfs.INIT).hexdigest()
+        assert init["size"] == len(initramfs.init_script(ROOT))
+        assert init["sha256"] == hashlib.sha256(initramfs.init_script(ROOT)).hexdigest()
 
     def test_an_image_of_other_files_is_refused(self, inventory: Inventory, tmp_path: Path) -> None:
         inventory.image.path.write_bytes(initramfs._compressed(b"something else"))
@@ -90,7 +95,7 @@ def test_the_bill_names_agent_kernel_and_packages(inventory: Inventory) -> None:
     sbom = pytest.importorskip("imagebuild.boot.sbom")
     pytest.importorskip("cyclonedx")
     driver = Item("lib/modules/x.ko", 1, "0" * 64, "kernel modules", "loaded at boot", None)
-    full = Inventory(inventory.image, inventory.kernel, (*inventory.items, driver))
+    full = Inventory(inventory.image, inventory.kernel, (*inventory.items, driver), ())
     owned = {Path("/usr/bin/python3.11"): Package("python3.11-minimal", "3.11.2-6", "amd64", "python3.11")}
     first = sbom.bill(full, "0.1.0", owned)
     assert first == sbom.bill(full, "0.1.0", owned)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from imagebuild.boot import cpio
-from imagebuild.boot.initramfs import INIT, build_initramfs, plain_image
+from imagebuild.boot.initramfs import build_initramfs, init_script, plain_image
 from imagebuild.boot.kernel import choose
 from tests.vm.harness import container
 from vch import accel
@@ -18,6 +18,7 @@ from vch.qemu import Accelerator, MachineConfig
 
 pytestmark = pytest.mark.vm
 
+ROOT = Path(__file__).resolve().parents[2]
 GONE_S = 60.0  # for a machine to be gone once something has ended it
 
 # Where PID 1 goes on when its system call returns: x86-64's program counter, the last word of /proc/PID/syscall.
@@ -44,8 +45,8 @@ def end_of(image: str, script: str) -> MachineError:
 def end_with_init(home: Path, scratch: Path, change: str) -> MachineError:
     """How a machine ends whose PID 1 executes `change` before the agent's main function."""
     kernel = choose(home)
-    changed = INIT.replace(b"main(began)", change.encode() + b"\nmain(began)")
-    assert changed != INIT
+    changed = init_script(ROOT).replace(b"main(BEGAN_NS)", change.encode() + b"\nmain(BEGAN_NS)")
+    assert changed != init_script(ROOT)
     image = scratch / "image.cpio"  # of two archives in a row, the kernel unpacks the second over the first
     image.write_bytes(plain_image(build_initramfs(kernel, home)).read_bytes()
                       + cpio.archive([cpio.file("init", changed, 0o755)]))
