@@ -50,7 +50,7 @@ class DiskSet:
         """
         content = self._keep(unnamed_file(self.home))
         size = min(size, _room(content, str(self.home)))
-        _format(content, size, str(self.home))
+        _format(content, size, str(self.home), journal=False)  # whatever ends the machine ends the disk too
         described = self._keep(os.memfd_create(f"vmdk-{serial}", os.MFD_CLOEXEC))
         os.write(described, vmdk.flat(f"/dev/fdset/{self._fd_set(content)}", size // SECTOR).encode())
         self.drives.append(Drive(serial, f"/dev/fdset/{self._fd_set(described)}", volatile=True))
@@ -109,7 +109,7 @@ def make_volume(folder: Path, size: int) -> None:
     try:
         content = os.open(fresh / CONTENT, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            _format(content, size, str(folder))
+            _format(content, size, str(folder), journal=True)
             os.fsync(content)
         finally:
             os.close(content)
@@ -121,10 +121,10 @@ def make_volume(folder: Path, size: int) -> None:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _format(descriptor: int, size: int, subject: str) -> None:
+def _format(descriptor: int, size: int, subject: str, *, journal: bool) -> None:
     from imagebuild.disk.ext4 import make_ext4
 
     try:
-        make_ext4(descriptor, size, "", os.urandom(16))
+        make_ext4(descriptor, size, "", os.urandom(16), journal=journal)
     except OSError as error:
         raise HostError("make disk", subject, error.strerror or str(error), _NO_SPACE) from error

@@ -19,17 +19,18 @@ from imagebuild.disk.ext4_layout import plan
 from imagebuild.errors import DiskError
 
 
-def make_ext4(fd: int, size: int, label: str, uuid: bytes) -> None:
+def make_ext4(fd: int, size: int, label: str, uuid: bytes, *, journal: bool = True) -> None:
     """Make an ext4 of ``size`` bytes in the regular file ``fd`` (named or not), whatever it held before.
 
     ``label`` has at most 16 bytes as UTF-8, ``uuid`` is 16 bytes and also seeds the checksums and the directory hash:
     equal arguments give equal bytes.  Nothing is synced: the caller knows whether the disk is to outlive the host.
+    Without a `journal` the disk is for one machine only, because nobody could repair it after a crash.
     """
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         raise DiskError(
             "make ext4", f"file descriptor {fd}", "is no regular file, so that holes cannot stand for zeros"
         )
-    writes = list(contents(plan(size), label, uuid))
+    writes = list(contents(plan(size, journal=journal), label, uuid))
     try:
         os.ftruncate(fd, 0)
         os.ftruncate(fd, size)

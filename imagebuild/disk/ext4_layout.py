@@ -94,17 +94,21 @@ class Layout:
         return self.blocks - self.used(0) - (self.groups - 1) * (2 + self.inode_blocks) - copies
 
 
-def plan(size: int) -> Layout:
-    """Lay out a file system on ``size`` bytes; part of a block at the end stays unused.  DiskError if out of range."""
+def plan(size: int, *, journal: bool = True) -> Layout:
+    """Lay out a file system on ``size`` bytes; part of a block at the end stays unused.  DiskError if out of range.
+
+    A disk below MIN_JOURNALLED_SIZE has no journal in any case.
+    """
     if not MIN_SIZE <= size <= MAX_SIZE:
         raise DiskError("make ext4", f"{size} bytes", f"a file system has {MIN_SIZE} to {MAX_SIZE} bytes")
     blocks = size // BLOCK
     ratio = _BYTES_PER_INODE_SMALL if size < _SMALL_DISK else _BYTES_PER_INODE
     per_block = BLOCK // INODE
     inodes_per_group = -(-min(blocks, GROUP) * BLOCK // ratio // per_block) * per_block
-    journal = max(_JOURNAL_MIN, min(_JOURNAL_MAX, blocks // _JOURNAL_SHARE)) if size >= MIN_JOURNALLED_SIZE else 0
-    layout = Layout(blocks, -(-blocks // GROUP), inodes_per_group, journal)
+    journalled = journal and size >= MIN_JOURNALLED_SIZE
+    log = max(_JOURNAL_MIN, min(_JOURNAL_MAX, blocks // _JOURNAL_SHARE)) if journalled else 0
+    layout = Layout(blocks, -(-blocks // GROUP), inodes_per_group, log)
     last = layout.groups - 1
     if last and layout.length(last) < layout.overhead(last) + _LAST_GROUP_MIN_FREE:
-        layout = Layout(last * GROUP, last, inodes_per_group, journal)
+        layout = Layout(last * GROUP, last, inodes_per_group, log)
     return layout

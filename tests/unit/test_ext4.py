@@ -26,10 +26,10 @@ SIZES = (*SMALL, 128 * MIB + BLOCK, 148 * MIB, 511 * MIB, 512 * MIB, GIB + 12345
 needs_e2fsprogs = pytest.mark.skipif(not shutil.which("e2fsck"), reason="needs e2fsprogs")
 
 
-def _make(path: Path, size: int, label: str = "data") -> Path:
+def _make(path: Path, size: int, label: str = "data", *, journal: bool = True) -> Path:
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        make_ext4(fd, size, label, UUID)
+        make_ext4(fd, size, label, UUID, journal=journal)
     finally:
         os.close(fd)
     return path
@@ -93,6 +93,15 @@ def test_it_has_a_journal_a_label_and_its_uuid(tmp_path: Path) -> None:
     assert "00010203-0405-0607-0809-0a0b0c0d0e0f" in shown
     assert "größe" in shown
     assert "Filesystem state:         clean" in shown
+
+
+@needs_e2fsprogs
+@pytest.mark.parametrize("size", SIZES)
+def test_it_does_without_a_journal(size: int, tmp_path: Path) -> None:
+    disk = _make(tmp_path / "disk", size, journal=False)
+    _fsck(disk)
+    shown = subprocess.run(["dumpe2fs", "-h", disk], capture_output=True, text=True, check=True).stdout
+    assert "has_journal" not in shown
 
 
 @needs_e2fsprogs
