@@ -8,7 +8,7 @@ appliance reads too; and an interpreter that crashes prints where it was (faulth
 import faulthandler
 from time import monotonic_ns
 
-from tether import files, kernelargs, pid1
+from tether import files, kernelargs, modules, pid1
 from tether.agent import Agent
 from tether.console import CONSOLE, say
 from tether.container import Container
@@ -16,7 +16,6 @@ from tether.faults import fault_of, one_line
 from tether.hostlink import open_link, take_care
 from tether.identity import take_identity
 from tether.link.messages import Fault, Goodbye
-from tether.modules import load_modules
 from tether.power import power_off
 from tether.steps import StepFailed, Steps
 
@@ -41,7 +40,7 @@ class Boot:
             pid1.mount_own()
             self.arguments = kernelargs.parse(files.read("/proc/cmdline").decode())
         with step("load modules"):
-            load_modules()
+            modules.load_modules()
         with step("open link"):
             link, far_end = open_link(self.arguments)
             signals = pid1.behave_as_init()
@@ -81,6 +80,10 @@ class Boot:
                 container.set_parameters()
         agent.start_primary(container.place, spec)
         container.announce(agent.reactor)
+        if modules.carried():
+            from tether.latedrivers import load_late_drivers
+
+            load_late_drivers(agent)
 
         shutdown = agent.serve()
         agent.stop_sessions(spec.stop_signal, shutdown.grace_ms)

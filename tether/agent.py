@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 else:
     import _signal
 
+GRACE_MS = 10000  # between stop signal and SIGKILL, where nobody says how long: Docker's
 KILL_S = 10.0  # for processes to die and their output to be read, after SIGKILL; the host's own deadline is longer
 FAREWELL_S = 3.0  # for the last messages to reach the appliance, if it is there at all
 # Whoever sends one of these to the container wants it to end, and not to be started again.  PIPE: nobody reads it.
@@ -121,6 +122,8 @@ class Agent:
     def stop_sessions(self, stop_signal: int, grace_ms: int) -> None:
         """Ends every process: the primary one may end by itself within the grace, the rest is killed."""
         self._sessions.stop_restarting()
+        if self.container is not None and self.container.hold is not None:
+            self.container.hold.release()  # who waits for a frozen disk cannot even be killed
         primary = self._sessions.find(PRIMARY)
         if primary is not None and isinstance(primary.state, Running) and grace_ms > 0:
             primary.signal(stop_signal)
@@ -166,11 +169,15 @@ class Agent:
 
     def _signals_arrived(self, _ready: int) -> None:
         numbers = os.read(self._arrived, SIGNAL_BYTES)
-        for number in STOPPING:
+        for number, reason in STOPPING.items():
             if number in numbers:
-                self.stopping = self.stopping or Shutdown(grace_ms=10000, reason=_signal.strsignal(number) or "signal")
+                self.stop(reason)
         if CHILD in numbers:
             self._sessions.reap()
+
+    def stop(self, reason: str) -> None:
+        """Somebody other than the appliance wants the VM to end, in good order."""
+        self.stopping = self.stopping or Shutdown(grace_ms=GRACE_MS, reason=reason)
 
     # requests
 

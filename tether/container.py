@@ -3,6 +3,7 @@
 Each function is one step of the boot diagram (tether/__main__.py).
 """
 
+import errno
 import os
 
 from tether import furnish, network, root, volumes
@@ -14,6 +15,9 @@ from tether.terminal import open_devpts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tether.freezer import Hold
     from tether.link.reactor import Reactor
     from tether.livenet import LiveNetwork
 
@@ -32,6 +36,8 @@ class Container:
         self._root = self._devpts = -1
         self._live: LiveNetwork | None = None
         self._writable: list[str] = []  # mounted disks that may hold data
+        self.hold: Hold | None = None  # while they are frozen
+        self.thaw: Callable[[], None] | None = None  # once they have been: undoes a freeze that came too late
 
     def mount_layers(self) -> None:
         """Finds the image's disks and mounts its layers."""
@@ -113,8 +119,21 @@ class Container:
             return place.but(pids=PidNamespace())
         return place
 
+    def disks(self) -> list[str]:
+        """Where the disks are mounted that may change."""
+        return [*self._writable, root.MERGED] if self.spec.root.whole is not None else list(self._writable)
+
+    def new_volume_place(self) -> str:
+        """A folder to mount one more volume's disk on."""
+        place = f"{volumes.VOLUMES}/{len(self._writable)}-added"
+        os.makedirs(place)
+        self._writable.append(place)
+        return place
+
     def unmount(self) -> None:
         """Leaves every disk clean.  One that is still busy is made read-only, which writes everything to it too."""
+        if self.thaw is not None:
+            self.thaw()
         for handle in (self._root, self._devpts):
             if handle >= 0:
                 os.close(handle)
@@ -125,5 +144,7 @@ class Container:
         for place in reversed(self._writable):
             try:
                 umount(place)
-            except OSError:
+            except OSError as error:
+                if error.errno == errno.EINVAL:
+                    continue  # detached meanwhile
                 mount("none", place, "", MS_REMOUNT | MS_RDONLY)

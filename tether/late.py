@@ -85,6 +85,12 @@ def _diff(agent: "Agent", id: int, message: Record) -> None:
     Worker("diff", work).start(agent, id, sends=message.session)
 
 
+def _life(agent: "Agent", id: int, message: Record) -> None:
+    from tether.liferequests import take
+
+    take(agent, id, message)
+
+
 _TAKERS: "dict[type[Record], Callable[[Agent, int, Record], None]]" = {
     late_messages.Stat: _stat,
     late_messages.AddInterface: _network,
@@ -94,4 +100,10 @@ _TAKERS: "dict[type[Record], Callable[[Agent, int, Record], None]]" = {
     late_messages.Get: _get,
     late_messages.Put: _put,
     late_messages.Diff: _diff,
+    late_messages.Freeze: _life,
+    late_messages.Thaw: _life,
+    late_messages.SetClock: _life,
+    late_messages.AttachVolume: _life,
+    late_messages.DetachVolume: _life,
+    late_messages.UseHardware: _life,
 }

@@ -11,6 +11,11 @@ DEMAND_LIST = "/lib/modules/demand"  # a line for each module carried along: its
 LOAD_LIST = "/lib/modules/load"  # names of files beside it, in load order; absent where everything is built in
 
 
+def carried() -> bool:
+    """Whether this VM's kernel has its drivers in modules."""
+    return os.path.exists(DEMAND_LIST)
+
+
 def load_modules() -> None:
     """Loads the modules of the list, in order.  Raises OSError with the module's name."""
     listed = files.read_if_there(LOAD_LIST)

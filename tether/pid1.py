@@ -37,7 +37,15 @@ OWN_MOUNTS = (
 OPEN_FILES = 1048576  # what Docker's containers get; the kernel's own default of 1024 is of another time
 
 CHILD = _signal.SIGCHLD
-STOPPING = (_signal.SIGINT, _signal.SIGTERM, _signal.SIGPWR)  # Ctrl-Alt-Del, a `kill 1` in the container, power fails
+POWER_BUTTON = 38  # CONFIG_ACPI_TINY_POWER_BUTTON_SIGNAL: the kernel's own default, systemd's "power off"
+POWER_BUTTON_PRESSED = "the power button was pressed"
+# What asks the VM to end, and what it means.
+STOPPING = {
+    int(_signal.SIGINT): "Ctrl-Alt-Del was pressed",
+    int(_signal.SIGTERM): "a process in it asked PID 1 to stop",
+    int(_signal.SIGPWR): "the power is failing",
+    POWER_BUTTON: POWER_BUTTON_PRESSED,
+}
 
 
 def mount_own() -> None:

@@ -26,6 +26,7 @@ MS_PRIVATE = 1 << 18
 MS_SLAVE = 1 << 19
 MS_SHARED = 1 << 20
 MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
 
 CLONE_NEWNS = 0x00020000  # linux/sched.h
 CLONE_NEWPID = 0x20000000
@@ -54,6 +55,7 @@ PR_CAP_AMBIENT_RAISE = 2
 _CAPABILITY_VERSION = 0x20080522  # linux/capability.h: sets of 64 bits, low words of all three first
 _WORD = 0xFFFFFFFF
 _SYS_CAPSET = 126  # x86-64; asm/unistd_64.h
+_SYS_ADJTIMEX = 159
 _SYS_FINIT_MODULE = 313
 _SYS_OPENAT2 = 437
 
@@ -111,6 +113,12 @@ def finit_module(handle: int, name: str) -> None:
     """finit_module(2): loads the kernel module that is open as `handle`."""
     if _int(_syscall(_Long(_SYS_FINIT_MODULE), handle, b"", 0)) < 0:
         raise _error(name)
+
+
+def adjtimex(timex: bytes) -> None:
+    """adjtimex(2) with a struct timex, into which the kernel writes: give it one that nobody else has."""
+    if _int(_syscall(_Long(_SYS_ADJTIMEX), timex)) < 0:
+        raise _error("clock")
 
 
 def set_limit(resource: int, soft: int, hard: int) -> None:

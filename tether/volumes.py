@@ -56,12 +56,17 @@ def mount_volumes(root: int, wanted: tuple[Volume, ...]) -> list[str]:
     for number, volume in enumerate(sorted(wanted, key=lambda volume: volume.path.count(b"/"))):
         place = f"{VOLUMES}/{number}"
         os.mkdir(place)
-        mount_disk(find_disk(volume.disk), place, VOLUME_FILESYSTEM, MS_RDONLY if volume.read_only else 0)
         places.append(place)
-        if not volume.read_only:
-            _prepare(root, volume, place)
-        mount_folder(root, Mount(path=volume.path, source=place, flags=MS_BIND))
+        mount_volume(root, volume, place)
     return places
+
+
+def mount_volume(root: int, volume: Volume, place: str) -> None:
+    """Mounts one volume's disk at `place`, and this inside the container."""
+    mount_disk(find_disk(volume.disk), place, VOLUME_FILESYSTEM, MS_RDONLY if volume.read_only else 0)
+    if not volume.read_only:
+        _prepare(root, volume, place)
+    mount_folder(root, Mount(path=volume.path, source=place, flags=MS_BIND))
 
 
 def mount_names(root: int, network: Network, read_only: bool) -> None:

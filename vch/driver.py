@@ -169,9 +169,12 @@ class Driver:
         """A transfer is over; its number may be used again."""
         self._sessions.pop(number, None)
 
-    def loop_request(self, message: Record) -> None:
+    def loop_request(self, message: Record, done: Callable[[Promise[Record]], None] | None = None) -> None:
         """Asks the guest for something whose failure is nobody's business (the process may just have ended)."""
-        self._ask(message, Promise("nothing"))
+        promise: Promise[Record] = Promise("nothing")
+        if done is not None:
+            promise.then(done)
+        self._ask(message, promise)
 
     def _ask(self, message: Record, promise: Promise[Record]) -> None:
         if self._reason is not None:

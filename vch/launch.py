@@ -91,6 +91,7 @@ class Launch:
             drives=tuple(disks.drives),
             network=network,
             fd_sets=disks.fd_sets,
+            gives_back=settings.give_back,
             link=settings.link,
         )
 

@@ -22,16 +22,18 @@ from vch.clone.key import clone_of
 from vch.clone.origin import Cloning
 from vch.driver import Driver, new_identity
 from vch.errors import BootError, DeadlineError, MachineError
+from vch.keep_clock import ClockKeeper
 from vch.promise import Promise
-from vch.qemu import TEMPLATE_MAC, Accelerator, Frozen, MachineConfig
+from vch.qemu import TEMPLATE_MAC, Accelerator, Drive, Frozen, MachineConfig
 from vch.session import Session, Stdio
 from vch.transfer import Transfer
 
 if TYPE_CHECKING:
     from typing import Any
 
-    from tether.link.late_messages import InterfaceUp, SetNames
+    from tether.link.late_messages import HardwareInUse, InterfaceUp, SetNames
     from tether.link.record import Record
+    from vch.hardware import Hardware
     from vch.sinks import Sink
 
 # An emulated machine on a host that is busy with several others: 40 times what it takes alone.  A machine that fails
@@ -73,6 +75,7 @@ class Machine:
         self._driver = Driver(config, program, on_notice)
         self._numbers = itertools.count(PRIMARY + 1)
         self._booted = False
+        self._hardware: Hardware | None = None
 
     def __enter__(self) -> Machine:
         self.boot()
@@ -130,6 +133,7 @@ class Machine:
         spec = spec.but(identity=new_identity())
         if self.cloned:
             spec = spec.but(network=_as_found(spec.network))
+        ClockKeeper(self._driver).begin()
         return self._open(PRIMARY, Start(spec=spec), stdio or Stdio(), START_SECONDS[self.config.accelerator])
 
     def exec(
@@ -193,6 +197,43 @@ class Machine:
         """
         self._driver.request(Shutdown(grace_ms=max(0, int(seconds * 1000)), reason=reason))
         self._driver.kill_later(max(0.0, seconds) + POWER_OFF_SECONDS)
+
+    def pause(self) -> None:
+        """Suspends it: everything is written out, its disks hold still, its processors stop.  `resume` goes on."""
+        self.hardware.pause()
+
+    def resume(self) -> None:
+        """Goes on after `pause`; the clock is set first."""
+        self.hardware.resume()
+
+    def press_power_button(self) -> None:
+        """Asks for an orderly end as ACPI does: stop signal, 10 s, SIGKILL, power-off.  `join` waits for it."""
+        self.hardware.press_power_button()
+
+    def attach_disk(self, drive: Drive, path: str, no_copy: bool = False) -> None:
+        """Mounts one more disk, an ext4 with a serial number of its own, at `path` of the running container."""
+        self.hardware.attach(drive, path, no_copy)
+
+    def detach_disk(self, path: str) -> None:
+        """Unmounts a disk that was attached, and pulls it.  Raises GuestError while something uses it."""
+        self.hardware.detach(path)
+
+    def add_memory(self, mib: int) -> HardwareInUse:
+        """Gives it more memory while it runs, in blocks of 128 MiB, up to `config.max_memory_mib` in all."""
+        return self.hardware.add_memory(mib)
+
+    def add_cpus(self, more: int) -> HardwareInUse:
+        """Gives it more processors while it runs, up to `config.max_cpus` in all."""
+        return self.hardware.add_cpus(more)
+
+    @property
+    def hardware(self) -> Hardware:
+        """What can be done to it while it runs; imported when it is first used."""
+        if self._hardware is None:
+            from vch.hardware import Hardware
+
+            self._hardware = Hardware(self._driver, self.config)
+        return self._hardware
 
     def join(self, seconds: float) -> MachineError:
         """Waits for the machine to end; how it ended.  Raises DeadlineError."""

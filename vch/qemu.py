@@ -29,6 +29,7 @@ LINK_PORT = "org.vch.link.0"  # name of tether's virtio-serial port, as the gues
 CONSOLE_DEVICE = "ttyS0"
 LINK_UART = "ttyS1"
 LINK_VSOCK_PORT = 5180  # where tether connects to at a device of our own
+MEMORY_SLOTS = 16  # how often memory can be added
 HOST_CID = 2  # VMADDR_CID_HOST
 TEMPLATE_MAC = "02:00:00:00:00:00"  # of the NIC of every template, and of a clone's until it has its own
 
@@ -135,6 +136,13 @@ class MachineConfig:
     """With VSOCK: the host kernel's; None: the link's channel is a vhost-user backend.  The driver decides."""
     link_path: Path | None = None
     """QEMU listens there for the link, so that it can be cut and connected anew; then `Channels.link` is not used."""
+    max_memory_mib: int = 0
+    """How much memory it may be given while it runs; 0: none but its own."""
+    max_cpus: int = 0
+    """How many processors it may be given while it runs; 0: none but its own."""
+    gives_back: bool = False
+    """Memory that the guest frees is given back to the host (virtio-balloon, free page reporting).  Never in a clone:
+    QEMU would punch the pages out of the template's file (softmmu/physmem.c, ram_block_discard_range)."""
     devices: tuple[str, ...] = ()
     """More words for the command line: benches and tests put a raw port beside the link."""
     device_fds: tuple[int, ...] = ()
@@ -151,6 +159,7 @@ def command_line(config: MachineConfig, channels: Channels, program: str = PROGR
         *_base(config),
         *_channels(channels),
         *_link(config, channels.link),
+        *(("-device", "virtio-balloon-pci,free-page-reporting=on") if config.gives_back else ()),
         *config.devices,
         *_drives(config),
         *_network(config),
@@ -186,8 +195,8 @@ def _base(config: MachineConfig) -> list[str]:
         *("-machine", "pc,usb=off,vmport=off,hpet=off"),
         *("-accel", accelerator),
         *("-cpu", cpu),
-        *("-smp", str(config.cpus)),
-        *("-m", f"{config.memory_mib}M"),
+        *("-smp", f"{config.cpus},maxcpus={config.max_cpus}" if config.max_cpus else str(config.cpus)),
+        *("-m", f"{config.memory_mib}M{_room_for_memory(config)}"),
         *_memory(config),
         *("-object", "rng-random,id=entropy,filename=/dev/urandom"),
         *("-device", "virtio-rng-pci,rng=entropy"),
@@ -207,6 +216,10 @@ def _memory(config: MachineConfig) -> list[str]:
         *("-object", f"memory-backend-file,id=ram,size={config.memory_mib}M,mem-path={path},share={share}"),
         *("-machine", "memory-backend=ram"),
     ]
+
+
+def _room_for_memory(config: MachineConfig) -> str:
+    return f",slots={MEMORY_SLOTS},maxmem={config.max_memory_mib}M" if config.max_memory_mib else ""
 
 
 def _channels(channels: Channels) -> list[str]:

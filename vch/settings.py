@@ -10,6 +10,7 @@
     link = "virtio-serial"      # VCH_LINK        what carries the link: virtio-serial, uart or vsock
     disk_size = "16g"           # VCH_DISK_SIZE   most that a container can write
     volume_size = "16g"         # VCH_VOLUME_SIZE of a volume that is made
+    give_back = false           # VCH_GIVE_BACK   give memory that the guest frees back to the host; then it boots
     verity = false              # VCH_VERITY      check every block of an image that is read
     templates = "/dev/shm"      # VCH_TEMPLATES   folder, in memory, of what machines are cloned from; "off": they boot
 
@@ -67,6 +68,7 @@ class Settings:
     disk_size: int = DISK_SIZE
     volume_size: int = DISK_SIZE
     verity: bool = False
+    give_back: bool = False
     templates: Path | None = TEMPLATES
     """None: machines are not cloned."""
 
@@ -90,6 +92,7 @@ def load(environ: Mapping[str, str]) -> Settings:
         disk_size=given.value("disk_size", "VCH_DISK_SIZE", _size, DISK_SIZE),
         volume_size=given.value("volume_size", "VCH_VOLUME_SIZE", _size, DISK_SIZE),
         verity=given.value("verity", "VCH_VERITY", _truth, False),
+        give_back=given.value("give_back", "VCH_GIVE_BACK", _truth, False),
         templates=given.value("templates", "VCH_TEMPLATES", _templates, TEMPLATES),
     )
     given.refuse_rest()

@@ -6,8 +6,9 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tether.link.messages import Started
 from tether.spec import Identity, Process, Spec
@@ -111,11 +112,13 @@ def container(
     more_drives: Sequence[Drive] = (),
     devices: tuple[str, ...] = (),
     device_fds: tuple[int, ...] = (),
+    hardware: Mapping[str, Any] | None = None,
 ) -> Iterator[Container]:
     """Boots `vch run WORDS` up to its primary process.
 
     `change` replaces fields of the spec; `more_disks` are read-only VMDKs by serial number, for programs to find,
     `more_drives` disks of any kind, `devices` more words for QEMU that may speak of the descriptors `device_fds`.
+    `hardware` replaces fields of the machine.
     """
     options = parse_run(words, os.environ)
     configured = settings.load(os.environ)
@@ -136,6 +139,7 @@ def container(
             network=UserNetwork(MAC, ()) if options.network == "user" else None,
             devices=devices, device_fds=device_fds,
         )
+        config = replace(config, **(hardware or {}))
         cloning = Cloning(Store(configured.templates)) if configured.templates is not None else None
         machine = held.enter_context(Machine(config, prepared.program, cloning=cloning))
         placement = Placement(id="0" * 64, mac=MAC, layers=prepared.layers, verity=prepared.verity)

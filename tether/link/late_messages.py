@@ -9,7 +9,7 @@ output what comes out of the guest, the standard input what goes in.
 
 from tether.link.messages import Done, Exited, Signalled
 from tether.link.record import Record
-from tether.spec import Host, Interface
+from tether.spec import Host, Interface, Volume
 
 ADDED, CHANGED, DELETED = "A", "C", "D"  # kinds of changes that Diff tells, as Docker's client shows them
 
@@ -138,6 +138,60 @@ class Diff(Record):
     session: int
 
 
+class Freeze(Record):
+    """Write everything out and change nothing on any disk until Thaw; after `timeout_ms` the guest thaws by itself."""
+
+    timeout_ms: int = 10000
+
+
+class Thaw(Record):
+    """Go on.  A Fault if the disks were not frozen any more: what was copied meanwhile may not be consistent."""
+
+
+class SetClock(Record):
+    """It is `realtime_ns` (CLOCK_REALTIME) now.  A small difference is slewed away, a large one is a step."""
+
+    realtime_ns: int
+
+
+class ClockSet(Record):
+    """Answer to SetClock: by how much the guest's clock was behind (negative: ahead)."""
+
+    behind_ns: int
+    stepped: bool = False
+
+
+class AttachVolume(Record):
+    """Wait for a disk, which may not be plugged in yet, and mount it as a volume in the running container."""
+
+    volume: Volume
+
+
+class DetachVolume(Record):
+    """Unmount the volume at `path`: its disk will be unplugged.  A Fault while something uses it."""
+
+    path: bytes
+
+
+class UseHardware(Record):
+    """Processors or memory are being plugged in: wait for them and use them.
+
+    `cpus` is how many there are to be in all, or 0; `added_mib` is what has been added to the `boot_mib` that the VM
+    began with.
+    """
+
+    cpus: int = 0
+    boot_mib: int = 0
+    added_mib: int = 0
+
+
+class HardwareInUse(Record):
+    """Answer to UseHardware: processors that run, memory that the kernel manages."""
+
+    cpus: int
+    memory_kib: int
+
+
 _ANSWERS: dict[type[Record], type[Record]] = {
     Stat: FileStat,
     Get: Done,
@@ -147,6 +201,12 @@ _ANSWERS: dict[type[Record], type[Record]] = {
     RemoveInterface: Done,
     SetNames: Done,
     Announce: Done,
+    Freeze: Done,
+    Thaw: Done,
+    SetClock: ClockSet,
+    AttachVolume: Done,
+    DetachVolume: Done,
+    UseHardware: HardwareInUse,
 }
 LATE_REQUESTS: dict[str, type[Record]] = {cls.__name__: cls for cls in _ANSWERS}
 LATE_ANSWERS: dict[str, type[Record]] = {cls.__name__: answer for cls, answer in _ANSWERS.items()}

@@ -26,6 +26,7 @@ _NOWHERE = Channels(0, 0, 0)
 def fits(config: MachineConfig) -> bool:
     """Whether this machine may be a clone: its link's state is in its memory, and its devices are the usual ones."""
     usual = config.link is LinkKind.VIRTIO_SERIAL and config.link_path is None and not config.devices
+    usual = usual and not config.gives_back  # or the clone would take pages out of the template's file
     return usual and config.role is Role.COLD and TEMPLATE_WORD not in config.boot.arguments
 
 

@@ -1,0 +1,65 @@
+"""A guest's clock kept right while it runs, in the I/O thread of its machine.
+
+The guest is first asked what time it has.  Only an answer that came quickly says how wrong its clock is, and that the
+time sent next will not arrive late: over a link that was cut, or to a machine that was stopped, an old time would be
+delivered as the new one.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from tether.link.messages import Ping, Pong
+
+if TYPE_CHECKING:
+    from tether.link.record import Record
+    from vch.driver import Driver
+    from vch.promise import Promise
+
+EVERY_SECONDS = 300.0  # a crystal drifts 50 ppm, which are 15 ms in this time
+QUICK_NS = 1_000_000_000
+
+
+class ClockKeeper:
+    """Asks, and corrects.  One question at a time."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._asked_ns = 0
+        self._waiting = False
+
+    def begin(self) -> None:
+        """Checks from time to time until the machine ends; from any thread."""
+        self._driver.post(self._later)
+
+    def _later(self) -> None:
+        self._driver.reactor.call_later(EVERY_SECONDS, self._tick)
+
+    def _tick(self) -> None:
+        self.check()
+        self._later()
+
+    def check(self) -> None:
+        """Asks the guest for its time."""
+        if self._waiting:
+            return
+        self._waiting, self._asked_ns = True, time.time_ns()
+        self._driver.loop_request(Ping(), self._answered)
+
+    def _answered(self, answer: Promise[Record]) -> None:
+        self._waiting = False
+        if answer.error is not None:
+            return
+        pong = answer.result(0)
+        assert isinstance(pong, Pong)
+        now = time.time_ns()
+        if is_wrong(self._asked_ns, pong.realtime_ns, now):
+            from tether.link.late_messages import SetClock
+
+            self._driver.loop_request(SetClock(realtime_ns=time.time_ns()))
+
+
+def is_wrong(asked_ns: int, guest_ns: int, answered_ns: int) -> bool:
+    """Whether a guest's time cannot have been right between question and answer (or nothing can be said of it)."""
+    return answered_ns - asked_ns < QUICK_NS and not asked_ns <= guest_ns <= answered_ns
