@@ -2,6 +2,8 @@
 
 import os
 
+from tether.pid1 import CHILD, STOPPING
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
@@ -15,7 +17,7 @@ _STDERR = 2
 def forget_parent(kept: set[int]) -> None:
     """Lets go of PID 1's descriptors but `kept` (an input ends only when all copies are closed) and its signals."""
     _signal.set_wakeup_fd(-1)
-    for number in (_signal.SIGCHLD, _signal.SIGINT, _signal.SIGTERM, _signal.SIGPWR):
+    for number in (CHILD, *STOPPING):
         _signal.signal(number, _signal.SIG_DFL)
     low = _STDERR + 1
     for handle in sorted(handle for handle in kept if handle >= low):
