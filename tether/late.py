@@ -91,6 +91,31 @@ def _life(agent: "Agent", id: int, message: Record) -> None:
     take(agent, id, message)
 
 
+def _top(agent: "Agent", id: int, message: Record) -> None:
+    from tether.worker import Worker
+
+    assert isinstance(message, late_messages.Top)
+    columns = message.columns
+
+    def work(desk: "Desk") -> Record:
+        from tether.processes import table
+
+        return table(desk, columns)
+
+    Worker("top", work).start(agent, id)
+
+
+def _stats(agent: "Agent", id: int, _message: Record) -> None:
+    from tether.worker import Worker
+
+    def work(_desk: "Desk") -> Record:
+        from tether.facts import statistics
+
+        return statistics()
+
+    Worker("stats", work).start(agent, id)
+
+
 _TAKERS: "dict[type[Record], Callable[[Agent, int, Record], None]]" = {
     late_messages.Stat: _stat,
     late_messages.AddInterface: _network,
@@ -106,4 +131,6 @@ _TAKERS: "dict[type[Record], Callable[[Agent, int, Record], None]]" = {
     late_messages.AttachVolume: _life,
     late_messages.DetachVolume: _life,
     late_messages.UseHardware: _life,
+    late_messages.Top: _top,
+    late_messages.Stats: _stats,
 }

@@ -15,8 +15,9 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, TypedDict, cast
 
+from tether.link.late_messages import Stats, Top
 from tether.link.messages import PRIMARY, Resize, Signal
 from tether.spec import Identity, Process, Spec, Terminal
 from vch import files, machine, values
@@ -35,11 +36,12 @@ from vch.spec_plan import build_spec
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from tether.link.late_messages import FileStat
+    from tether.link.late_messages import FileStat, ProcessTable, Statistics
 
 OUTPUT_LIMIT = 64 << 20  # bytes kept of each of a program's outputs
 STOP_SECONDS = 10.0  # Docker's grace between stop signal and SIGKILL
 SIGKILL = 9
+TOP_COLUMNS = ("uid", "pid", "ppid", "c", "stime", "tty", "time", "cmd")  # ps -ef, as `docker top`
 _NOT_STARTED = "the machine does not run: use it in a with statement, or call start()"
 _KILLED_SECONDS = 60.0  # for what has been killed to be gone, on a host that emulates
 
@@ -253,6 +255,17 @@ class Machine:
     def diff(self) -> list[Change]:
         """What has changed against the image, by path."""
         return files.diff(self.machine)
+
+    # facts
+
+    def stats(self) -> Statistics:
+        """What it has used so far: CPU, memory, disks, network, processes; counted since it started."""
+        return cast("Statistics", self.machine.tell(Stats()).result(machine.ANSWER_SECONDS))
+
+    def top(self, *columns: str) -> ProcessTable:
+        """Its processes; `columns` by the names that ps -o takes, by default those of `ps -ef`.  Raises GuestError."""
+        answer = self.machine.tell(Top(columns=columns or TOP_COLUMNS)).result(machine.ANSWER_SECONDS)
+        return cast("ProcessTable", answer)
 
     # what is below
 

@@ -39,7 +39,9 @@ from tether.link.late_messages import (
     AddInterface,
     Announce,
     AttachVolume,
+    BlockUse,
     ClockSet,
+    CpuUse,
     DetachVolume,
     Diff,
     FileStat,
@@ -48,14 +50,20 @@ from tether.link.late_messages import (
     HardwareInUse,
     Health,
     InterfaceUp,
+    InterfaceUse,
+    MemoryUse,
     Probe,
+    ProcessTable,
     Put,
     RemoveInterface,
     Restarting,
     SetClock,
     SetNames,
     Stat,
+    Statistics,
+    Stats,
     Thaw,
+    Top,
     Unpacked,
     UseHardware,
 )
@@ -177,6 +185,18 @@ NAMES = SetNames(
     resolver_options=("ndots:1",),
 )
 PROBE = Probe(start_ns=1_700_000_000_000_000_000, end_ns=1_700_000_001_000_000_000, code=-1, output=b"late")
+STATISTICS = Statistics(
+    time_ns=1_700_000_000_000_000_000,
+    cpu=CpuUse(total_ns=1, user_ns=2, kernel_ns=3, system_ns=4, online=5),
+    memory=MemoryUse(usage=1, limit=2, available=3, detail={"anon": 4}),
+    blocks=(BlockUse(name="sda", major=8, minor=0, reads=1, read_bytes=2, writes=3, written_bytes=4),),
+    networks=(
+        InterfaceUse(name="eth0", rx_bytes=1, rx_packets=2, rx_errors=3, rx_dropped=4, tx_bytes=5, tx_packets=6,
+                     tx_errors=7, tx_dropped=8),
+    ),
+    pids=9,
+    pids_limit=10,
+)
 PHASES = (Phase(name="mount", start_us=1000, took_us=250),)
 
 MESSAGES: list[tuple[int, int, Record]] = [
@@ -200,6 +220,8 @@ MESSAGES: list[tuple[int, int, Record]] = [
     (REQUEST, 25, AttachVolume(volume=Volume(disk=Disk(serial="more"), path=b"/more"))),
     (REQUEST, 26, DetachVolume(path=b"/more")),
     (REQUEST, 27, UseHardware(cpus=2, boot_mib=256, added_mib=128)),
+    (REQUEST, 15, Top(columns=("pid", "cmd"))),
+    (REQUEST, 16, Stats()),
     (ANSWER, 1, Started(pid=42, phases=PHASES, resident_kib=9000)),
     (ANSWER, 2, FAULT),
     (ANSWER, 3, Done()),
@@ -208,6 +230,8 @@ MESSAGES: list[tuple[int, int, Record]] = [
     (ANSWER, 24, ClockSet(behind_ns=-5, stepped=True)),
     (ANSWER, 27, HardwareInUse(cpus=2, memory_kib=374444)),
     (ANSWER, 8, InterfaceUp(name="eth1", addresses=("10.0.0.9/24",))),
+    (ANSWER, 15, ProcessTable(titles=("PID", "CMD"), rows=(("7", "sleep 9"), ("8", "sh")))),
+    (ANSWER, 16, STATISTICS),
     (ANSWER, 13, Unpacked(members=12, attributes_lost=1)),
     (EVENT, 0, Ready(version="0.1.0", kernel="6.1.0", phases=PHASES)),
     (EVENT, 0, Ended(session=0, state=Exited(code=3))),

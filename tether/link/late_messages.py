@@ -192,11 +192,87 @@ class HardwareInUse(Record):
     memory_kib: int
 
 
+class Top(Record):
+    """Which processes are there?  `columns` are those of ps(1), by the names that its -o takes."""
+
+    columns: tuple[str, ...]
+
+
+class ProcessTable(Record):
+    """Answer to Top: titles and rows, as `docker top` shows them."""
+
+    titles: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+class Stats(Record):
+    """What has the container used?"""
+
+
+class CpuUse(Record):
+    """CPU time since the kernel started: of the container, and of all its processors together (busy and idle)."""
+
+    total_ns: int
+    user_ns: int
+    kernel_ns: int
+    system_ns: int
+    online: int
+
+
+class MemoryUse(Record):
+    """Bytes.  `usage` includes caches; `detail` has the names of cgroup v2's memory.stat, and counts of events."""
+
+    usage: int
+    limit: int
+    available: int
+    detail: dict[str, int]
+
+
+class BlockUse(Record):
+    """What a disk has done."""
+
+    name: str
+    major: int
+    minor: int
+    reads: int
+    read_bytes: int
+    writes: int
+    written_bytes: int
+
+
+class InterfaceUse(Record):
+    """What a network interface has done."""
+
+    name: str
+    rx_bytes: int
+    rx_packets: int
+    rx_errors: int
+    rx_dropped: int
+    tx_bytes: int
+    tx_packets: int
+    tx_errors: int
+    tx_dropped: int
+
+
+class Statistics(Record):
+    """Answer to Stats, as of `time_ns` (CLOCK_REALTIME).  `pids` counts threads, as Docker's does."""
+
+    time_ns: int
+    cpu: CpuUse
+    memory: MemoryUse
+    blocks: tuple[BlockUse, ...] = ()
+    networks: tuple[InterfaceUse, ...] = ()
+    pids: int = 0
+    pids_limit: int = 0
+
+
 _ANSWERS: dict[type[Record], type[Record]] = {
     Stat: FileStat,
     Get: Done,
     Put: Unpacked,
     Diff: Done,
+    Top: ProcessTable,
+    Stats: Statistics,
     AddInterface: InterfaceUp,
     RemoveInterface: Done,
     SetNames: Done,
