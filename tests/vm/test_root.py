@@ -97,7 +97,7 @@ def mixed(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cont
         layers=(
             Layer(disk=Disk(serial=IMAGE_SERIAL, partition=1)),
             Layer(disk=Disk(serial="squash"), filesystem="squashfs"),
-            Layer(disk=Disk(serial="ext4"), filesystem="ext4"),
+            Layer(disk=Disk(scsi="0:0:0:5"), filesystem="ext4"),  # the last of six disks
             Layer(disk=Disk(serial="whole"), verity=whole_hash),
             Layer(disk=Disk(serial="damaged"), verity=damaged_hash),
         ),

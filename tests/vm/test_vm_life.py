@@ -23,6 +23,7 @@ from tether.link.record import Record
 from vch import accel, machine
 from vch.boot_plan import boot_files, find_firmware, kernel_arguments
 from vch.errors import BootError, DeadlineError, GuestError, MachineError, MachineLostError, UsageError
+from vch.keep_clock import ClockKeeper
 from vch.machine import Machine
 from vch.qemu import Accelerator, Drive, MachineConfig
 
@@ -127,6 +128,9 @@ def test_a_pid_1_that_hangs_is_ended_from_outside(image: str, monkeypatch: pytes
 class TestTheContainerEndsTheMachine:
     def test_with_reboot(self, image: str) -> None:
         assert "guest: a process in it switched the machine off (reboot(2)" in str(end_of(image, "poweroff -f"))
+
+    def test_by_asking_pid_1(self, image: str) -> None:
+        assert "guest: powered off: a process in it asked PID 1 to stop" in str(end_of(image, "kill 1; sleep 1000"))
 
     def test_with_a_panic(self, image: str) -> None:
         assert "guest kernel: panic: sysrq triggered crash" in str(end_of(image, "echo c > /proc/sysrq-trigger"))
@@ -283,6 +287,13 @@ class TestSuspend:
         assert int(living.sh("date +%s").out) - time.time() > 3000
         hosts_clock(living)
         assert abs(int(living.sh("date +%s").out) - time.time()) < 60
+
+
+    def test_the_appliance_corrects_a_clock_that_is_wrong(self, living: Container) -> None:
+        driver = living.machine._driver
+        assert living.sh("date -s @1000000000").code == 0
+        driver.post(ClockKeeper(driver).check)
+        living.until(f"[ $(date +%s) -gt {int(time.time()) - 60} ] && echo right", "right")
 
 
 class TestPowerButton:
