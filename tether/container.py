@@ -6,7 +6,7 @@ Each function is one step of the boot diagram (tether/__main__.py).
 import errno
 import os
 
-from tether import furnish, network, root, volumes
+from tether import furnish, modules, network, root, volumes
 from tether.execute import Place
 from tether.faults import TetherError
 from tether.spec import Spec
@@ -57,6 +57,11 @@ class Container:
         """Gives it /proc, /sys, /dev and the files that name things."""
         furnish.furnish(self._root)
         self._devpts = open_devpts(self._root)
+        if modules.carried():
+            from tether.modulefolder import may_load, show_modules  # late: not every kernel has any
+
+            if may_load(self.spec.process):
+                show_modules(self._root)
         volumes.mount_names(self._root, self.spec.network, self.spec.root.read_only)
 
     def mount_volumes(self) -> None:

@@ -15,6 +15,8 @@ from tether.detach import place_of_device
 from tether.hotplug import blocks_wanted, count_of, total_kib
 from tether.latedrivers import pressed
 from tether.link.late_messages import UseHardware
+from tether.modulefolder import dependencies, may_load
+from tether.spec import Process
 from vch.clone.key import fits
 from vch.keep_clock import is_wrong
 from vch.qemu import Accelerator, BootFiles, Channels, MachineConfig, command_line
@@ -59,6 +61,17 @@ def test_blocks_of_memory(boot: int, added: int, blocks: int) -> None:
 
 def test_total_memory() -> None:
     assert total_kib("MemTotal:         243888 kB\nMemFree: 1 kB\n") == 243888
+
+
+def test_modprobe_finds_what_a_module_needs() -> None:
+    text = dependencies("a.ko\nb.ko\n", "c x.ko y.ko c.ko\nd a.ko d.ko\nbuilt_in\n")
+    assert text == "a.ko:\nb.ko:\nx.ko:\ny.ko: x.ko\nc.ko: y.ko x.ko\nd.ko: a.ko\n"
+
+
+@pytest.mark.parametrize(("capabilities", "may"), [(None, True), ((), False), (("CHOWN",), False),
+                                                   (("CHOWN", "SYS_MODULE"), True)])
+def test_who_may_load_modules_sees_them(capabilities: tuple[str, ...] | None, may: bool) -> None:
+    assert may_load(Process(args=(b"x",), capabilities=capabilities)) is may
 
 
 MOUNTS = r"""30 1 8:16 / /w rw - ext4 /dev/sdb rw
