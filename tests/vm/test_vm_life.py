@@ -311,7 +311,7 @@ class TestPowerButton:
         monkeypatch.setenv("VCH_KERNEL", "debian-cloud")
         with container("--privileged", "--network", "none", "--verity", image, "sleep", "1000") as other:
             assert other.sh("modprobe isofs && grep -c iso9660 /proc/filesystems").out == "1\n"
-            assert "Read-only" in other.sh("touch /lib/modules/*/x").err
+            assert "Read-only" in other.sh("touch /lib/modules/$(uname -r)/x").err
             assert "dm-0" in other.sh("ls /sys/block").out
             other.machine.press_power_button()
             assert "guest: powered off: the power button was pressed" in str(other.machine.join(GONE_S))
