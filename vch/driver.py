@@ -211,7 +211,7 @@ class Driver:
             for end in theirs:
                 end.close()
         self._sockets = [qmp_end, console_end]
-        self._open = {"process", "link", "console", "qmp"}
+        self._open = {"process", "console", "qmp"}
         self._watch_process(self._process)
         self._watch_socket("console", console_end, self._console_data)
         self._watch_socket("qmp", qmp_end, self._qmp_data)
@@ -221,13 +221,18 @@ class Driver:
             self._resume.begin()
         else:
             self._send_qmp()
-            self._line.serve(self._wire)
+            self._serve(self._line)
+
+    def _serve(self, line: HostLine) -> None:
+        """From here on the link's end is one to wait for."""
+        self._open.add("link")
+        line.serve(self._wire)
 
     def _wake(self, link_end: socket.socket) -> None:
         """The clone's first words come before the link."""
         assert self._line is not None
         link_end.send(pack(Wake(identity=new_identity())))
-        self._line.serve(self._wire)
+        self._serve(self._line)
 
     def _new_line(self, link_end: socket.socket) -> tuple[MachineConfig, HostLine]:
         """The link's line, and what QEMU is told, in which the line may have had a say."""

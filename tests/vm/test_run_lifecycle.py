@@ -180,10 +180,19 @@ def test_too_little_memory_is_told(vch: Vch, image: str) -> None:
 
 
 def test_the_console_is_shown_when_asked_for(vch: Vch, image: str) -> None:
-    process = vch.start("run", "-D", image, "true")
+    process = vch.start("run", "--cold", "-D", image, "true")
     os.kill(machine_of(process), signal.SIGTERM)
     _, _, err = finish(process)
     assert b"--- console ---" in err or b"QEMU: " in err
+
+
+def test_a_clone_that_dies_before_it_wakes_is_booted_instead(vch: Vch, image: str) -> None:
+    vch("run", image, "true")  # so that there is a template
+    process = vch.start("run", "-D", image, "echo", "up")
+    os.kill(machine_of(process), signal.SIGKILL)
+    code, out, err = finish(process)
+    assert (code, out) == (0, b"up\n"), err
+    assert b"it boots, because its clone did not come up: " in err
 
 
 def test_a_reader_that_never_reads_does_not_hold_a_stopped_run(vch: Vch, image: str) -> None:
