@@ -34,7 +34,7 @@ _CODE = bytes.fromhex("53 4989f8 418b00 418b5804 418b4808 418b500c 31f6 31ff ed"
                       " 418900 41895804 41894808 4189500c 5b c3")  # fmt: skip
 _PROT_READ, _PROT_EXEC, _MAP_PRIVATE = 1, 4, 2  # asm-generic/mman-common.h
 _PAGE = 4096
-_ALL_PORTS = 3  # iopl(2)
+_ALL_PORTS, _NO_PORTS = 3, 0  # iopl(2)
 
 
 class Rpc:
@@ -120,8 +120,10 @@ def knocker() -> "Knock | None":
     The page stays until the VM ends: this is done once.
     """
     libc = dlopen(None, 0)  # type: ignore[arg-type]  # None is the running program, as for dlopen(3)
-    if int(_Function(dlsym(libc, "iopl"))(_ALL_PORTS)) < 0:
+    iopl = _Function(dlsym(libc, "iopl"))
+    if int(iopl(_ALL_PORTS)) < 0:
         return None
+    iopl(_NO_PORTS)
     file = os.memfd_create("backdoor", os.MFD_CLOEXEC)
     try:
         os.write(file, _CODE)
@@ -135,7 +137,9 @@ def knocker() -> "Knock | None":
 
     def knock(ebx: int, ecx: int, edx: int) -> "Registers":
         registers = _Four(_MAGIC, ebx, ecx, edx)
+        iopl(_ALL_PORTS)
         code(registers)
+        iopl(_NO_PORTS)  # processes inherit what PID 1 may
         return struct.unpack("=4I", bytes(registers))
 
     return knock

@@ -7,6 +7,7 @@ import random
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pytest
@@ -19,7 +20,7 @@ from tether.link.reactor import Reactor
 from vch.vsock import device as device_module
 from vch.vsock.device import Device
 from vch.vsock.errors import VsockError
-from vch.vsock.stream import BUFFER
+from vch.vsock.stream import BUFFER, Stream
 from vch.vsock.vhost_user import VhostUser
 
 
@@ -467,3 +468,96 @@ class TestHostileGuest:
             pass
         finally:
             made.close()
+
+
+ROUNDS_TO_END = 2000  # what a socket holds, in a single buffer of 256 bytes of data, is 832 of them
+
+
+def test_what_is_kept_goes_before_what_comes_even_if_there_is_room_again() -> None:
+    near, far = socket.socketpair()
+    stream = Stream(1000, near)
+    far.setblocking(False)
+    parts = [bytes([number]) * size for number, size in enumerate((200 << 10, 200 << 10, 50 << 10))]
+    assert stream.receive([memoryview(parts[0])])
+    assert stream.receive([memoryview(parts[1])])
+    assert stream.pending, "the socket takes everything: this tests nothing"
+    heard = far.recv(1 << 20)
+    assert stream.receive([memoryview(parts[2])])
+    while len(heard) < sum(map(len, parts)):
+        stream.flush()
+        heard += far.recv(1 << 20)
+    assert heard == b"".join(parts)
+    near.close()
+    far.close()
+
+
+class Talk:
+    """Both ends of a connection, each of which says more and more of an endless text, and what each has heard."""
+
+    TEXT = random.Random(6).randbytes(4 << 20)
+
+    def __init__(self, pair: Pair, buffer: int) -> None:
+        self.pair, self.front = pair, pair.front
+        self.said, self.heard = [0, 0], [bytearray(), bytearray()]  # of the guest, of the host
+        self.told = 0  # how much of the guest's the device has passed on, as far as the guest knows
+        self.front.buffer = buffer
+        self.front.start()
+
+    def guest_says(self, size: int) -> None:
+        size = min(size, 1 << 16, BUFFER - (self.said[0] - self.told))
+        if size:
+            self.front.send(front.RW, self.TEXT[self.said[0] : self.said[0] + size])
+            self.said[0] += size
+
+    def host_says(self, size: int) -> None:
+        with suppress(BlockingIOError):
+            self.said[1] += self.pair.host.send(self.TEXT[self.said[1] : self.said[1] + size])
+        self.front.run()
+
+    def guest_hears(self, _size: int) -> None:
+        for packet in self.front.packets():
+            self.heard[0] += packet.data
+            self.told = max(self.told, packet.forwarded)
+        self.front.send(front.CREDIT_UPDATE)
+
+    def host_hears(self, size: int) -> None:
+        with suppress(BlockingIOError):
+            self.heard[1] += self.pair.host.recv(size + 1)
+        self.front.run()
+
+    def pause(self, _size: int) -> None:
+        for index in (front.RX, front.TX):
+            base = struct.unpack("<II", self.front.ask(11, struct.pack("<II", index, 0)))[1]
+            self.front.ring(index, base)
+
+    def finish(self) -> None:
+        """Both hear the rest."""
+        self.front.buffer = 1 << 18  # else a byte at a time
+        for _ in range(ROUNDS_TO_END):
+            self.guest_hears(0)
+            self.host_hears(1 << 20)
+            if [len(heard) for heard in self.heard] == self.said[::-1]:
+                return
+        raise AssertionError(f"said {self.said[::-1]}, heard {[len(heard) for heard in self.heard]}")
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    buffer=st.integers(1, 1 << 18), offered=st.integers(1, 127), size=st.integers(300, 4096),
+    turns=st.lists(st.tuples(st.sampled_from(["guest_says", "host_says", "guest_hears", "host_hears", "pause"]),
+                             st.integers(1, 1 << 17)), max_size=40),
+)  # fmt: skip
+def test_every_byte_once_and_in_order(buffer: int, offered: int, size: int, turns: list[tuple[str, int]]) -> None:
+    """Whatever the sizes of buffers and credit are, whoever is slow, and however often the machine stands still."""
+    pair = new_pair()
+    try:
+        talk = Talk(pair, buffer)
+        pair.front.give_buffers(offered, size)
+        pair.front.connect()
+        for what, much in turns:
+            getattr(talk, what)(much)
+        talk.finish()
+        assert talk.heard[0] == talk.TEXT[: talk.said[1]]
+        assert talk.heard[1] == talk.TEXT[: talk.said[0]]
+    finally:
+        pair.close()

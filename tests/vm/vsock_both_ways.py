@@ -50,8 +50,10 @@ class End:
             self._write()
 
     def _write(self) -> None:
+        if self.finished:
+            return
         self.said += self.endpoint.stream(STREAM).write(self.data[self.said :])
-        if self.said == SIZE and not self.finished:
+        if self.said == SIZE:
             self.finished = True
             self.endpoint.stream(STREAM).finish()
 

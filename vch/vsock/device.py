@@ -49,7 +49,6 @@ class Device:
         self._streams: dict[int, Stream] = {}  # by the guest's port
         self._watches: dict[int, Watch] = {}
         self._replies: deque[Reply] = deque()
-        self._starved = False  # the guest has no buffer left for us
         self._on_idle: Callable[[], None] | None = None
 
     # from QEMU's side
@@ -57,8 +56,7 @@ class Device:
     def start_ring(self, index: int, ring: Vring, call: Callable[[], None]) -> None:
         """The ring may be used from now on; `call` interrupts the guest."""
         self._rings[index], self._call[index] = ring, call
-        self._starved = self._starved and index != TO_GUEST
-        self._reactor.soon(lambda: self.kicked(index))
+        self._reactor.soon(self.kicked)
 
     def stop_ring(self, index: int) -> Vring | None:
         """The ring may not be used any more.  What the guest had put there by now is still taken."""
@@ -67,11 +65,12 @@ class Device:
             self._take_packets(ring.size)
         return self._rings.pop(index, None)
 
-    def kicked(self, index: int) -> None:
-        """The guest has put something into a ring."""
-        if index == TO_GUEST:
-            self._starved = False
-        self._turn()
+    def kicked(self) -> None:
+        """The guest has put something into a ring: packets, or buffers for some."""
+        more = self._take_packets(TURN)
+        self._give_packets()
+        if more and len(self._replies) < MOST_REPLIES:
+            self._reactor.soon(self.kicked)
 
     def finish(self, on_idle: Callable[[], None]) -> None:
         """The guest is no more.  What it has sent is passed on; then `on_idle` is called."""
@@ -91,12 +90,6 @@ class Device:
             self._drop(stream)
 
     # packets from the guest
-
-    def _turn(self) -> None:
-        more = self._take_packets(TURN)
-        self._give_packets()
-        if more and len(self._replies) < MOST_REPLIES:
-            self._reactor.soon(self._turn)
 
     def _take_packets(self, limit: int) -> bool:
         """Handles at most so many; whether there may be more."""
@@ -243,18 +236,15 @@ class Device:
         if given:
             self._call[TO_GUEST]()
         if given == TURN or (stalled and len(self._replies) < MOST_REPLIES):
-            self._reactor.soon(self._turn)
+            self._reactor.soon(self.kicked)
         for stream in self._streams.values():
             self._rewatch(stream)
 
     def _give_one(self, ring: Vring) -> bool:
         """One packet; False if there is none, or no buffer for it."""
         sender = next((item for item in self._streams.values() if _can_send(item)), None)
-        if self._starved or not (self._replies or sender):
-            return False
-        chain = ring.pop()
+        chain = ring.pop() if self._replies or sender else None
         if chain is None:
-            self._starved = True
             return False
         if sum(map(len, chain.writable)) < HEADER_BYTES:
             raise VsockError("buffer", "it has no room for the header of a packet")

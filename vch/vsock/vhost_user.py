@@ -245,7 +245,7 @@ class VhostUser:
         if fd < 0:
             raise VsockError("vhost-user", "a ring to be polled: there is no eventfd for it", _REPORT)
         ring.replace_kick(fd)
-        ring.watch = self._reactor.watch(fd, lambda _ready: self._kicked(index, ring))
+        ring.watch = self._reactor.watch(fd, lambda _ready: self._kicked(ring))
         self._run(index, ring)
 
     def _set_call(self, message: _Message) -> None:
@@ -282,13 +282,13 @@ class VhostUser:
             vring = self._device.stop_ring(index)
             ring.base = vring.next if vring is not None else ring.base
 
-    def _kicked(self, index: int, ring: _Ring) -> None:
+    def _kicked(self, ring: _Ring) -> None:
         try:
             os.eventfd_read(ring.kick)
         except BlockingIOError:
             return
         if ring.running:
-            self._device.kicked(index)
+            self._device.kicked()
 
     @staticmethod
     def _interrupt(ring: _Ring) -> None:
