@@ -159,21 +159,58 @@ def test_a_layer_that_has_another_root_hash_is_refused(image: str) -> None:
         assert "does not have its root hash" in fault.text
 
 
-def test_one_disk_that_is_the_whole_root(image: str, tmp_path: Path) -> None:
-    """As VIC had it: everything on one ext4 disk, which the container writes in place and which is clean afterwards."""
-    content = tmp_path / "content"
+def root_content(folder: Path) -> Path:
+    """A root that has busybox and nothing else."""
+    content = folder / "content"
     (content / "bin").mkdir(parents=True)
     shutil.copy(BUSYBOX, content / "bin/busybox")
     (content / "bin/sh").symlink_to("busybox")
-    drive = Drive("whole", str(ext4(tmp_path, "whole", content, 24 * MIB)))
-    root = Root(layers=(), whole=Disk(serial="whole"))
-    script = "echo written > /file; awk '$2 == \"/\" {print $3}' /proc/mounts"
-    with container("--network", "none", image, "sh", "-c", script, change={"root": root}, more_drives=(drive,)) as made:
-        assert made.wait().out == "ext4\n"
-        made.machine.power_off()
-    raw = tmp_path / "whole.raw"
+    return content
+
+
+def file_of(raw: Path, path: str) -> str:
+    """A file of an ext4 disk that was unmounted in good order."""
     subprocess.run(["e2fsck", "-fn", raw], check=True, capture_output=True)
     shown = subprocess.run(["dumpe2fs", "-h", raw], check=True, capture_output=True, text=True).stdout
     assert "needs_recovery" not in shown
-    said = subprocess.run(["debugfs", "-R", "cat /file", raw], check=True, capture_output=True, text=True).stdout
-    assert said == "written\n"
+    return subprocess.run(["debugfs", "-R", f"cat {path}", raw], check=True, capture_output=True, text=True).stdout
+
+
+WRITES = "echo written > /file; awk '$2 == \"/\" {print $3}' /proc/mounts"
+
+
+def test_one_disk_that_is_the_whole_root(image: str, tmp_path: Path) -> None:
+    """As VIC had it: everything on one ext4 disk, which the container writes in place and which is clean afterwards."""
+    drive = Drive("whole", str(ext4(tmp_path, "whole", root_content(tmp_path), 24 * MIB)))
+    root = Root(layers=(), whole=Disk(serial="whole"))
+    with container("--network", "none", image, "sh", "-c", WRITES, change={"root": root}, more_drives=(drive,)) as made:
+        assert made.wait().out == "ext4\n"
+        made.machine.power_off()
+    assert file_of(tmp_path / "whole.raw", "/file") == "written\n"
+
+
+@pytest.mark.skipif(not shutil.which("qemu-img"), reason="qemu-img is not installed")
+def test_a_chain_of_disks_and_a_disk_below_a_tmpfs(image: str, tmp_path: Path) -> None:
+    """The same disk as a parent that nobody changes: below a VMDK child, and as the one layer under memory."""
+    parent = ext4(tmp_path, "parent", root_content(tmp_path), 24 * MIB)
+    before = (tmp_path / "parent.raw").read_bytes()
+    child = tmp_path / "child.vmdk"
+    create = ["qemu-img", "create", "-q", "-f", "vmdk", "-F", "vmdk", "-b", str(parent), str(child)]
+    subprocess.run(create, check=True)
+    root = Root(layers=(), whole=Disk(serial="child"))
+    drive = Drive("child", str(child))
+    with container("--network", "none", image, "sh", "-c", WRITES, change={"root": root}, more_drives=(drive,)) as made:
+        assert made.wait().out == "ext4\n"
+        made.machine.power_off()
+    subprocess.run(["qemu-img", "convert", "-O", "raw", child, tmp_path / "child.raw"], check=True)
+    assert file_of(tmp_path / "child.raw", "/file") == "written\n"
+
+    root = Root(layers=(Layer(disk=Disk(serial="parent"), filesystem="ext4"),), read_only=True)
+    script = f"{WRITES}; ls /"
+    with container("--network", "none", image, "sh", "-c", script, change={"root": root},
+                   more_disks={"parent": parent}) as made:
+        done = made.wait()
+        assert done.out.startswith("overlay\n")
+        assert "lost+found" not in done.out
+        assert "Read-only file system" in done.err
+    assert (tmp_path / "parent.raw").read_bytes() == before
