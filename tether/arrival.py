@@ -73,6 +73,8 @@ class Arrival:
             self.cancel()
             self._missed(error)
             return
+        except OSError:
+            found = None  # what was looked at goes away just now: it is looked at again
         if found is None:
             self._again.cancel()
             self._again = self._reactor.call_later(RECHECK_S, self._look)

@@ -7,8 +7,9 @@ import errno
 import os
 
 from tether import furnish, modules, network, root, volumes
+from tether.console import say
 from tether.execute import Place
-from tether.faults import TetherError
+from tether.faults import TetherError, fault_of, one_line
 from tether.spec import Spec
 from tether.syscalls import MNT_DETACH, MS_RDONLY, MS_REMOUNT, mount, umount
 from tether.terminal import open_devpts
@@ -98,10 +99,12 @@ class Container:
     def _announce(self) -> None:
         from tether.neighbours import announce_all
 
-        if self._live is None:
+        try:
             announce_all(self.spec.network)
-        else:
-            self._live.announce()
+            if self._live is not None:
+                self._live.announce_leases()
+        except OSError as error:
+            say(one_line(fault_of("announce addresses", error)))
 
     def leave_network(self) -> None:
         """Gives leases back."""

@@ -76,6 +76,12 @@ class DhcpLink:
         """Begins to look for a server."""
         self._tick()
 
+    def renew(self) -> None:
+        """Asks now whether the lease is still good."""
+        if not self._closed:
+            self._guarded(self._client.renew(monotonic()))
+            self._tick()
+
     def close(self) -> None:
         """Gives the lease back to the server and its address to the kernel."""
         if self._closed:

@@ -4,7 +4,8 @@ from _socket import if_nametoindex
 
 from tether import files
 from tether.arrival import DEVICES, Arrival
-from tether.faults import TetherError
+from tether.console import say
+from tether.faults import TetherError, fault_of, one_line
 from tether.link.late_messages import InterfaceUp, SetNames
 from tether.link.reactor import Reactor
 from tether.names import hosts_text, resolv_text
@@ -56,23 +57,28 @@ class LiveNetwork:
 
         def arrived(name: str) -> None:
             self._interfaces[mac] = settling = self._settling(interface, name, settled)
-            try:
-                settling.start()
-            except TetherError as error:
-                settled(error)
+            settling.start()
 
         def settled(error: TetherError | None) -> None:
             settling = self._interfaces[mac]
             assert isinstance(settling, Settling)
             if error is not None:
                 self._interfaces.pop(mac)
-                settling.close()
-                self._leave(interface, settling.name)
+                try:
+                    settling.close()
+                    self._leave(interface, settling.name)
+                except TetherError as another:  # what went wrong first is what the caller wants to know
+                    say(one_line(fault_of("leave network", another)))
                 done(error)
                 return
-            if interface.announce:
-                announce(settling.name, settling.addresses)
-            self._write_names()
+            try:
+                if interface.announce:
+                    announce(settling.name, settling.addresses)
+                self._write_names()
+            except OSError as failure:
+                done(TetherError(f"interface {mac}", failure.strerror or str(failure), failure.errno or 0,
+                                 "it is up, but nobody was told; is the container's hosts file too long?"))
+                return
             done(InterfaceUp(name=settling.name, addresses=settling.addresses))
 
         def missed(error: TetherError) -> None:
@@ -107,13 +113,21 @@ class LiveNetwork:
         self._write_names()
 
     def announce(self) -> None:
-        """Tells the neighbours on every link which addresses are here."""
+        """Tells the neighbours on every link which addresses are here, and asks whether leases are still good."""
         for mac, known in self._interfaces.items():
             name = interface_by_mac(mac)
             if name is None or isinstance(known, Arrival):
                 continue
             if (known if isinstance(known, Interface) else known.interface).announce:
                 announce(name, known.addresses)
+            if isinstance(known, Settling) and known.dhcp is not None:
+                known.dhcp.renew()
+
+    def announce_leases(self) -> None:
+        """Tells the neighbours of the addresses that are not in the spec."""
+        for known in self._interfaces.values():
+            if isinstance(known, Settling) and known.interface.announce and known.dhcp is not None:
+                announce(known.name, known.addresses[len(known.interface.addresses):])
 
     def close(self) -> None:
         """Gives all leases back: the VM ends."""

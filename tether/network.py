@@ -23,6 +23,7 @@ from tether.uevents import DEADLINE_S, missing, wait_for
 
 _NET = "/sys/class/net"
 _LOOPBACK = "lo"
+_NO_ADDRESS = (errno.ENOENT, errno.ENODEV, errno.EINVAL, errno.ENOTDIR)  # it went away, or is no interface with one
 
 # Docker's defaults (moby, daemon/oci_linux.go): a process that is not root may bind to any port and may ping.
 SETTINGS = (
@@ -123,7 +124,7 @@ def _interfaces() -> list[tuple[str, str]]:
         try:
             found.append((name, files.read(f"{_NET}/{name}/address").decode().strip()))
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.EINVAL, errno.ENOTDIR):  # it went away, or has no address
+            if error.errno not in _NO_ADDRESS:
                 raise
     return found
 

@@ -38,7 +38,15 @@ class Settling:
         self._deadline = reactor.call_later(LEASE_SECONDS, self._is_late) if self.dhcp is not None else None
 
     def start(self) -> None:
-        """Switches the interface on.  Raises TetherError for what the kernel refuses."""
+        """Switches the interface on.  What goes wrong, now or later, is told by `done`: it can be unplugged."""
+        try:
+            self._start()
+        except TetherError as error:
+            self._finish(error)
+        except OSError as error:
+            self._finish(self._lost(error))
+
+    def _start(self) -> None:
         guard(self.interface, self.name)
         carry_out(addressing(self.interface, self.name))
         checked = tuple(cidr.partition("/")[0] for cidr in self.interface.addresses if ":" in cidr)
@@ -75,6 +83,8 @@ class Settling:
             carry_out(routing(self.interface, self.name))  # one may name an address of these as its source
         except TetherError as error:
             self._finish(error)
+        except OSError as error:
+            self._finish(self._lost(error))
         else:
             self._look()
 
@@ -92,6 +102,10 @@ class Settling:
             if self._deadline is not None:
                 self._deadline.cancel()
             self._done(error)
+
+    def _lost(self, error: OSError) -> TetherError:
+        return TetherError(f"network interface {self.interface.mac}", error.strerror or str(error), error.errno or 0,
+                           "was it unplugged?")
 
     def _is_late(self) -> None:
         self._finish(TetherError(f"DHCP on {self.name} ({self.interface.mac})",

@@ -80,9 +80,9 @@ def box(home: Path, demo_layout: Path, judge: JudgeNetwork) -> Iterator[Containe
         yield made
 
 
-def leased(box: Container) -> str:
-    """The address that DHCP gave."""
-    found = re.search(r"inet (10\.99\.0\.5\d)/24", box.sh("ip -4 addr show eth0").out)
+def leased(box: Container, tens: int = 5) -> str:
+    """The address that DHCP gave: 10.99.0.50 to 59, later 10.99.0.150 to 159."""
+    found = re.search(rf"inet (10\.99\.0\.{tens}\d)/24", box.sh("ip -4 addr show eth0").out)
     assert found is not None
     return found[1]
 
@@ -226,6 +226,21 @@ class TestHotPlug:
                 box.machine.tell(message).result(60)
         with pytest.raises(MachineError, match="mac.*nonsense"):
             box.machine.add_interface(Interface(mac="nonsense"), BACKEND)
+
+
+class TestHostileContainers:
+    def test_a_container_that_takes_its_network_apart_harms_only_itself(self, box: Container) -> None:
+        box.sh(f"ip addr del {leased(box, 15)}/24 dev eth0; ip link set eth0 down; : > /etc/hosts; rm -f /etc/hosts")
+        assert box.sh("dd if=/dev/zero of=/etc/hosts bs=64k count=100").code != 0  # it is full at 1 MB
+        box.machine.announce()
+        box.machine.set_names(SetNames(aliases=("full",)))
+        box.sh("echo > /etc/hosts; ip link set eth0 up")
+        box.machine.tell(RemoveInterface(mac=MAC2)).result(60)
+        up = box.machine.tell(AddInterface(interface=NETWORK.interfaces[1])).result(60)
+        assert isinstance(up, InterfaceUp)
+        assert len(up.addresses) == 3
+        box.machine.set_names(SetNames(aliases=NETWORK.aliases))
+        assert f"{leased(box, 15)}\tbox www\n" in box.sh("cat /etc/hosts").out
 
 
 @pytest.fixture(scope="module")
