@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from vch.files import Change, ChangeKind
+    from vch.pool import Pool
     from vch.program import Completed, ProgramFailedError
     from vch.sandbox import Machine
     from vch.session import Session, Stdio
@@ -41,6 +42,7 @@ _HOMES = {
     "MachineError": "errors",
     "MachineLostError": "errors",
     "OperationError": "errors",
+    "Pool": "pool",
     "ProgramFailedError": "program",
     "Session": "session",
     "Stdio": "session",
@@ -59,6 +61,7 @@ __all__ = [
     "MachineError",
     "MachineLostError",
     "OperationError",
+    "Pool",
     "ProgramFailedError",
     "Session",
     "Stdio",

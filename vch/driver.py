@@ -7,10 +7,8 @@ still said has been read: the sockets' own ends say when that is, so nothing is 
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
-import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -24,14 +22,14 @@ from tether.link.messages import FIRST_SESSION_STREAM, PRIMARY, STREAMS_PER_SESS
 from tether.link.reactor import Reactor, Watch
 from tether.link.waking import Wake, pack
 from tether.link.wire import Wire
-from tether.spec import Identity
 from vch import qemu
 from vch.clone.resume import Resume
 from vch.console import Console
 from vch.errors import GuestError, MachineError, OperationError
 from vch.explain import Evidence, Stage, explain
 from vch.full_disk import FullDisk
-from vch.host_line import DialledLine, HostLine, InheritedLine
+from vch.host_line import HostLine, new_line
+from vch.identity import new_identity
 from vch.monitor import Monitor
 from vch.promise import Promise
 from vch.qemu import Channels, LinkKind, MachineConfig, Role
@@ -46,7 +44,6 @@ if TYPE_CHECKING:
     from vch.transfer import Transfer
 
 READ_SIZE = 64 << 10
-ENTROPY_BYTES = 64  # twice the key of Linux's generator
 
 
 class Driver:
@@ -203,7 +200,9 @@ class Driver:
         ours, theirs = zip(*(channel() for _ in range(3)), strict=True)
         qmp_end, link_end, console_end = ours
         channels = Channels(*(end.fileno() for end in theirs))
-        config, self._line = self._new_line(link_end)
+        config, self._line = new_line(
+            self._config, link_end, lambda: "process" in self._open, lambda: self._closed("link")
+        )
         command = qemu.command_line(config, channels, self._program)
         try:
             self._process = QemuProcess(command, qemu.inherited(config, channels))
@@ -233,19 +232,6 @@ class Driver:
         assert self._line is not None
         link_end.send(pack(Wake(identity=new_identity())))
         self._serve(self._line)
-
-    def _new_line(self, link_end: socket.socket) -> tuple[MachineConfig, HostLine]:
-        """The link's line, and what QEMU is told, in which the line may have had a say."""
-        config = self._config
-        if config.link is LinkKind.VSOCK:
-            from vch.vsock.line import vsock_line  # few machines need it
-
-            return vsock_line(config, link_end, lambda: self._closed("link"))
-        if config.link_path is None:
-            return config, InheritedLine(link_end)
-        link_end.close()
-        line = DialledLine(config.link_path, lambda: "process" in self._open, lambda: self._closed("link"))
-        return config, line
 
     def _end(self, error: BaseException | None) -> None:
         """QEMU has ended, or we cannot go on."""
@@ -345,16 +331,20 @@ class Driver:
         self.monitor.event(event)
 
     def _tell_qemu(
-        self, command: str, arguments: Mapping[str, Any] | None = None, done: Callable[[QmpAnswer], None] | None = None
+        self,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        done: Callable[[QmpAnswer], None] | None = None,
+        files: tuple[int, ...] = (),
     ) -> None:
         """Gives the monitor a command.  Without `done` its answer does not matter: events tell what came of it."""
         self._qmp.execute(command, arguments, done)
-        self._send_qmp()
+        self._send_qmp(files)
 
-    def _send_qmp(self) -> None:
+    def _send_qmp(self, files: tuple[int, ...] = ()) -> None:
         try:
             if self._qmp_end is not None:
-                self._qmp_end.send(self._qmp.transmit())
+                socket.send_fds(self._qmp_end, [self._qmp.transmit()], files)
         except BlockingIOError as error:
             raise MachineError("monitor", "QEMU", "it takes no commands", "it hangs: report it") from error
 
@@ -408,8 +398,3 @@ class Driver:
 
 def void(_value: object) -> None:
     """Makes a call that returns something one that does not."""
-
-
-def new_identity() -> Identity:
-    """What no two guests may share; made when it is sent, because the clock is read on arrival."""
-    return Identity(entropy=os.urandom(ENTROPY_BYTES), clock_ns=time.time_ns())

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from tether.link.endpoint import LIVE
 from tether.link.transport import of_fd
+from vch.qemu import LinkKind, MachineConfig
 
 if TYPE_CHECKING:
     from tether.link.transport import Transport
@@ -127,3 +128,21 @@ class DialledLine:
         # QEMU sees the end of what it reads, not of what it writes, and closes; that is what `lost` will hear of.
         with socket.socket(fileno=os.dup(transport.fd)) as end:
             end.shutdown(socket.SHUT_WR)
+
+
+def new_line(
+    config: MachineConfig, link_end: socket.socket, alive: Callable[[], bool], ended: Callable[[], None]
+) -> tuple[MachineConfig, HostLine]:
+    """The line of a machine, and what QEMU is told, in which the line may have had a say.
+
+    `link_end` is our end of the link's channel.  `alive` says whether QEMU runs, `ended` is called when the line is of
+    no use any more.
+    """
+    if config.link is LinkKind.VSOCK:
+        from vch.vsock.line import vsock_line  # few machines need it
+
+        return vsock_line(config, link_end, ended)
+    if config.link_path is None:
+        return config, InheritedLine(link_end)
+    link_end.close()
+    return config, DialledLine(config.link_path, alive, ended)

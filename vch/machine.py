@@ -20,8 +20,9 @@ from tether.link.messages import Ping as PingRequest
 from tether.spec import Interface, Network, Process, Spec
 from vch.clone.key import clone_of
 from vch.clone.origin import Cloning
-from vch.driver import Driver, new_identity
+from vch.driver import Driver
 from vch.errors import BootError, DeadlineError, MachineError
+from vch.identity import new_identity
 from vch.keep_clock import ClockKeeper
 from vch.promise import Promise
 from vch.qemu import TEMPLATE_MAC, Accelerator, Drive, Frozen, MachineConfig
@@ -72,6 +73,7 @@ class Machine:
         self._program, self._on_notice, self._on_detail = program, on_notice, on_detail
         self._cloning = cloning
         self._killed = False
+        self._mac = config.network.mac if config.network is not None else ""
         self._driver = Driver(config, program, on_notice)
         self._numbers = itertools.count(PRIMARY + 1)
         self._booted = False
@@ -107,7 +109,7 @@ class Machine:
             return self._come_up(BOOT_SECONDS[self.config.accelerator])
         finally:
             template.close()
-        self.cloned = True
+        self.cloned, self._mac = True, TEMPLATE_MAC
         return ready
 
     def _come_up(self, seconds: float) -> Ready:
@@ -125,14 +127,23 @@ class Machine:
             self._close_driver()
             raise
 
+    def adopt(self, config: MachineConfig) -> None:
+        """Gives disks and ports of `config` to a machine that has booted without any, and is like it otherwise.
+
+        Raises MachineError; then it is of no use any more.
+        """
+        from vch.clone.adopt import adopt
+
+        adopt(self._driver.monitor, config)
+        self.config = config
+
     def start(self, spec: Spec, stdio: Stdio | None = None) -> tuple[Session, Started]:
         """Makes it the container of `spec` and runs its primary process.
 
         Raises GuestError if a step fails in the guest, or the error the machine ended with.
         """
         spec = spec.but(identity=new_identity())
-        if self.cloned:
-            spec = spec.but(network=_as_found(spec.network))
+        spec = spec.but(network=self._as_found(spec.network))
         ClockKeeper(self._driver).begin()
         return self._open(PRIMARY, Start(spec=spec), stdio or Stdio(), START_SECONDS[self.config.accelerator])
 
@@ -273,12 +284,14 @@ class Machine:
         """The end of what the console said."""
         return self._driver.console.tail()
 
+    def _as_found(self, network: Network) -> Network:
+        """The network as the guest finds it: a NIC that was there before its address was known has another one yet."""
+        return network.but(interfaces=tuple(
+            nic.but(found_as=self._mac) if self._mac not in ("", nic.mac) else nic for nic in network.interfaces
+        ))
+
     def _open(self, number: int, message: Record, stdio: Stdio, seconds: float) -> tuple[Session, Started]:
         session = Session(self._driver, number)
         started = self._driver.open(session, message, lambda: session.loop_connect(stdio))
         return session, cast("Started", started.result(seconds))
 
-
-def _as_found(network: Network) -> Network:
-    """The network of a clone: its NIC has the template's address until it is given its own."""
-    return network.but(interfaces=tuple(nic.but(found_as=TEMPLATE_MAC) for nic in network.interfaces))

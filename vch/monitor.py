@@ -9,7 +9,7 @@ from vch.errors import MachineError
 from vch.promise import Promise
 from vch.qmp import QmpAnswer, QmpEvent
 
-Tell = Callable[[str, "Mapping[str, Any] | None", "Callable[[QmpAnswer], None] | None"], None]
+Tell = Callable[[str, "Mapping[str, Any] | None", "Callable[[QmpAnswer], None] | None", "tuple[int, ...]"], None]
 ANSWER_SECONDS = 60.0  # QEMU answers at once; a host that is busy may keep it from running
 
 
@@ -20,8 +20,13 @@ class Monitor:
         self._post, self._tell = post, tell
         self._deletions: dict[str, Promise[None]] = {}
 
-    def execute(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
-        """Gives a command and waits; what it returned.  Raises MachineError with what QEMU says against it."""
+    def execute(
+        self, command: str, arguments: Mapping[str, Any] | None = None, files: tuple[int, ...] = ()
+    ) -> Any:
+        """Gives a command, with open files if it wants some, and waits; what it returned.
+
+        Raises MachineError with what QEMU says against it.
+        """
         promise: Promise[Any] = Promise(f"QEMU's answer to {command}")
 
         def answered(answer: QmpAnswer) -> None:
@@ -30,7 +35,7 @@ class Monitor:
             else:
                 promise.keep(answer.value)
 
-        if not self._post(lambda: self._tell(command, arguments, answered)):
+        if not self._post(lambda: self._tell(command, arguments, answered, files)):
             raise MachineError("monitor", command, "the machine has ended")
         return promise.result(ANSWER_SECONDS)
 

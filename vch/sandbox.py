@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from tether.link.late_messages import FileStat, ProcessTable, Statistics
+    from vch.pool import Pool
 
 OUTPUT_LIMIT = 64 << 20  # bytes kept of each of a program's outputs
 STOP_SECONDS = 10.0  # Docker's grace between stop signal and SIGKILL
@@ -95,13 +96,22 @@ class Machine:
     """A container image as a running machine.
 
     `command` is its primary process, with whose end it ends; without one it waits for what `exec` runs in it.  With
-    `own_command` it runs what the image says.  See the module, and `Options` for the rest.
+    `own_command` it runs what the image says.  With a `pool` it may be one that has been waiting.  See the module, and
+    `Options` for the rest.
     """
 
-    def __init__(self, image: str, *command: str, own_command: bool = False, **options: Unpack[Options]) -> None:
+    def __init__(
+        self,
+        image: str,
+        *command: str,
+        own_command: bool = False,
+        pool: Pool | None = None,
+        **options: Unpack[Options],
+    ) -> None:
         """Fetches nothing and starts nothing yet.  Raises UsageError for options that cannot be."""
         self._options = parse_run([*option_words(options), "--", image, *command], os.environ)
         self._idle = not command and not own_command and not self._options.entrypoint
+        self._pool = pool
         self._held = ExitStack()
         self._machine: machine.Machine | None = None
         self._primary: Session | None = None
@@ -302,9 +312,13 @@ class Machine:
         disks = launch.disks()
         self._held.callback(disks.close)
         config = launch.config(disks, launch.ports())
-        self._machine = machine.Machine(config, prepared.program, cloning=launch.cloning())
-        self._held.callback(self._machine.close)
-        self._machine.boot()
+        if self._pool is not None:
+            self._machine = self._pool.take(config, prepared.program, launch.cloning())
+            self._held.callback(self._machine.close)
+        else:
+            self._machine = machine.Machine(config, prepared.program, cloning=launch.cloning())
+            self._held.callback(self._machine.close)
+            self._machine.boot()
         prepared.lease.release()
         spec = build_spec(self._with_command(), prepared.run, launch.placement(), Identity(entropy=b"", clock_ns=0))
         if self._idle:

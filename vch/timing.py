@@ -32,9 +32,11 @@ class Stopwatch:
         return f"{', '.join(parts)}; total {self._last - self.began:.2f} s"
 
     def document(self) -> str:
-        """The same as JSON, in seconds, with the peak memory of QEMU (in KiB, once it has ended) and of tether."""
+        """The same as JSON, in seconds, with QEMU's memory (KiB, peak) and CPU once it has ended, and tether's."""
         laps = {name: round(seconds, 6) for name, seconds, _ in self._laps}
         guest = {phase.name: phase.took_us / 1e6 for _, _, phases in self._laps for phase in phases}
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # QEMU is by far the largest child
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)  # QEMU is the only large child
+        peak, cpu = used.ru_maxrss, round(used.ru_utime + used.ru_stime, 6)
         facts = {"laps": laps, "guest": guest, "total": round(self._last - self.began, 6)}
-        return json.dumps({**facts, "qemu_peak_kib": peak, "agent_kib": self.agent_kib}, indent=2) + "\n"
+        qemu = {"qemu_peak_kib": peak, "qemu_cpu": cpu}
+        return json.dumps({**facts, **qemu, "agent_kib": self.agent_kib}, indent=2) + "\n"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from imagebuild.home import home
 from tests.bench.bench_boot import bench_boot
+from tests.bench.bench_clone import bench_clone
 from tests.bench.bench_images import bench_images
 from tests.bench.bench_layer import bench_layer
 from tests.bench.bench_link_vm import bench_link_vm
@@ -27,6 +28,11 @@ def _boot(report: Report, runs: int) -> None:
     with tempfile.TemporaryDirectory(prefix="vch-bench-") as scratch:
         bench_boot(home(os.environ), Path(scratch), runs, report)
     show("cold boot: `vch run IMAGE echo x` beside a C program as PID 1 of the same VM", report.tables["cold boot"])
+
+
+def _clone(report: Report, runs: int) -> None:
+    bench_clone(home(os.environ), runs, report)
+    show("clones: `vch run IMAGE true`", report.tables["clone"])
 
 
 def _layer(report: Report, runs: int) -> None:
@@ -47,6 +53,7 @@ def _link_vm(report: Report, runs: int) -> None:
 
 BENCHES: dict[str, Callable[[Report, int], None]] = {
     "boot": _boot,
+    "clone": _clone,
     "layer": _layer,
     "link-vm": _link_vm,
     "images": _images,

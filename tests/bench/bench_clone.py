@@ -1,0 +1,162 @@
+"""What a clone costs beside a machine that boots; what clones of one template share; what a pool saves."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import vch
+from imagebuild.boot.kernel import choose as choose_kernel
+from imagebuild.demo import write_demo
+from tests.bench.measure import RUN_SECONDS, Report, Row, Sample, alternate
+from vch import settings
+from vch.launch import Launch, new_id
+from vch.machine import Machine
+from vch.prepare import prepare
+from vch.run_options import parse_run
+
+VCH = Path(__file__).parents[2] / ".venv/bin/vch"
+KERNELS = ("debian-cloud", "pico")
+QEMU_CPU = "QEMU CPU"
+DENSITIES = (1, 8, 32)
+SETTLE_SECONDS = 1.0  # after the last of them has said that it is ready
+PINGS = 20
+KIB = 1024
+
+
+def bench_clone(home: Path, runs: int, report: Report) -> None:
+    """Adds the table, the ratios, and facts."""
+    layout = home / "demo"
+    write_demo(layout)
+    image = f"oci:{layout}:demo"
+    kernels = [name for name in KERNELS if choose_kernel(home, name if name != "pico" else None).name == name]
+    with tempfile.TemporaryDirectory(prefix="vch-bench-", dir="/dev/shm") as templates:
+        os.environ.update(VCH_HOME=str(home), VCH_TEMPLATES=templates)
+        cases: dict[str, Callable[[], Sample]] = {"python3 -c 'import vch'": _import}
+        for name in kernels:
+            cases[f"{name}: boots"] = _run(name, image, "--cold")
+            cases[f"{name}: clone"] = _run(name, image)
+        rows = alternate(cases, runs)
+        report.tables["clone"] = rows
+        _ratios(rows, kernels, report)
+        _density(image, report)
+        _pool(image, report)
+
+
+def _run(kernel: str, image: str, *words: str) -> Callable[[], Sample]:
+    """The whole command, and of it QEMU."""
+
+    def case() -> Sample:
+        with tempfile.NamedTemporaryFile() as timing:
+            command = [str(VCH), "run", *words, "--timing-file", timing.name, image, "true"]
+            sample = _measured(command, {**os.environ, "VCH_KERNEL": kernel})
+            told = json.loads(Path(timing.name).read_text())
+        return Sample(sample.cpu, sample.wall, told["qemu_peak_kib"] / KIB, {QEMU_CPU: told["qemu_cpu"]})
+
+    return case
+
+
+def _import() -> Sample:
+    return _measured([sys.executable, "-c", "import vch"], dict(os.environ))
+
+
+def _measured(command: list[str], environment: dict[str, str]) -> Sample:
+    before, began = os.times(), time.monotonic()
+    subprocess.run(command, env=environment, check=True, timeout=RUN_SECONDS, stdout=subprocess.DEVNULL)
+    wall, after = time.monotonic() - began, os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return Sample(cpu, wall, 0.0)
+
+
+def _ratios(rows: list[Row], kernels: list[str], report: Report) -> None:
+    by_case = {row.case: row for row in rows}
+    for name in kernels:
+        boots, clone = by_case[f"{name}: boots"], by_case[f"{name}: clone"]
+        report.ratios[f"{name}: QEMU's CPU, clone / boots"] = round(clone.extra[QEMU_CPU] / boots.extra[QEMU_CPU], 3)
+        least = by_case["python3 -c 'import vch'"].cpu + clone.extra[QEMU_CPU]
+        report.ratios[f"{name}: vch run / (import vch + QEMU)"] = round(clone.cpu / least, 3)
+
+
+def _density(image: str, report: Report) -> None:
+    """Idle clones that wait for their spec: what each takes of the host, and how many start in a second."""
+    options = parse_run([image], os.environ)
+    configured = settings.load(os.environ)
+    prepared = prepare(options, configured, lambda _line: None)
+    with ExitStack() as kept:
+        kept.callback(prepared.lease.release)
+        launch = Launch(options, configured, prepared, new_id())
+        disks = launch.disks()
+        kept.callback(disks.close)
+        config = launch.config(disks, ())
+        marginal = {}
+        for count in DENSITIES:
+            with ExitStack() as held:
+                began = time.monotonic()
+                for _ in range(count):
+                    held.enter_context(Machine(config, prepared.program, cloning=launch.cloning()))
+                took = time.monotonic() - began
+                time.sleep(SETTLE_SECONDS)
+                found = [memory_of(pid) for pid in _machines()]
+            whole, guest = (sum(column) / count / KIB for column in zip(*found, strict=True))
+            report.facts[f"{count} idle clones: MiB each, proportional"] = round(whole, 1)
+            report.facts[f"{count} idle clones: MiB each, of guest RAM their own"] = round(guest, 2)
+            report.facts[f"{count} clones: started in a second"] = round(count / took, 2)
+            marginal[count] = guest
+        few, many = DENSITIES[0], DENSITIES[-1]
+        last = (marginal[many] * many - marginal[few] * few) / (many - few)
+        report.facts["guest RAM of one more idle clone, MiB"] = round(last, 2)
+
+
+def memory_of(pid: int) -> tuple[int, int]:
+    """KiB of a QEMU: its proportional share of memory, and how much of its guest's RAM is its own (proc(5), smaps)."""
+    whole = own = 0
+    ours = False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        words = line.split()
+        if "-" in words[0] and not words[0].endswith(":"):
+            ours = line.rstrip().endswith("/memory")
+        elif words[0] == "Pss:":
+            whole += int(words[1])
+        elif words[0] == "Anonymous:" and ours:
+            own += int(words[1])
+    return whole, own
+
+
+def _machines() -> list[int]:
+    """Our QEMUs."""
+    tasks = Path("/proc/self/task").iterdir()
+    children = [child for task in tasks for child in (task / "children").read_text().split()]
+    return [int(pid) for pid in children if Path(f"/proc/{pid}/comm").read_text().startswith("qemu")]
+
+
+def _pool(image: str, report: Report) -> None:
+    """From a pool: a machine's whole start, an exec in it, and a ping, in milliseconds."""
+    with vch.Pool(refill_seconds=0.0) as pool:
+        with vch.Machine(image, pool=pool):
+            pass
+        while not pool.waiting():
+            time.sleep(0.05)
+        with ExitStack() as held:
+            machine = vch.Machine(image, pool=pool)
+            report.facts["pool: start, ms"] = _milliseconds(lambda: held.enter_context(machine))
+            raw = machine.machine
+            pings = statistics.median(_milliseconds(raw.ping) for _ in range(PINGS))
+            execs = [_milliseconds(lambda: machine.popen("true")) for _ in range(PINGS)]
+            report.facts["pool: ping, ms"] = pings
+            report.facts["pool: first exec started, ms"] = execs[0]
+            report.facts["pool: exec started, ms"] = statistics.median(execs)
+            report.ratios["pool: exec started / ping"] = round(statistics.median(execs) / pings, 1)
+
+
+def _milliseconds(call: Callable[[], object]) -> float:
+    began = time.monotonic()
+    call()
+    return round(1000 * (time.monotonic() - began), 2)
