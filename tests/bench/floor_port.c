@@ -5,10 +5,12 @@
  *     floor_port PATH source BYTES     writes BYTES in pieces of 64 KiB
  *     floor_port PATH sink BYTES       reads BYTES, then writes one byte
  *     floor_port PATH echo COUNT       reads and writes back single bytes
+ *     floor_port PATH send BYTES       relays BYTES from standard input, in pieces of 64 KiB, as cat(1) would
+ *     floor_port PATH fetch BYTES      relays BYTES to standard output
  *     floor_port - spawn COUNT         runs /bin/true COUNT times, prints the nanoseconds that one took
  *
- * PATH is a device, or "-" for standard input and output.  On a device "sink" and "echo" first write one byte: what
- * comes before the line is raw would be lost.
+ * PATH is a device, or "-" for standard input and output.  On a device "sink", "echo" and "fetch" first write one byte:
+ * what comes before the line is raw would be lost.
  */
 #include <fcntl.h>
 #include <stdio.h>
@@ -63,6 +65,25 @@ static int echo(long long count)
 	return 0;
 }
 
+static int relay(int from, int to, long long left)
+{
+	while (left > 0) {
+		ssize_t n = read(from, piece, sizeof(piece));
+
+		if (n <= 0)
+			return failed("read");
+		left -= n;
+		for (ssize_t done = 0; done < n;) {
+			ssize_t written = write(to, piece + done, n - done);
+
+			if (written < 0)
+				return failed("write");
+			done += written;
+		}
+	}
+	return 0;
+}
+
 static int spawn(long long count)
 {
 	struct timespec a, b;
@@ -101,11 +122,15 @@ int main(int argc, char **argv)
 	}
 	if (strcmp(argv[2], "source") == 0)
 		return source(atoll(argv[3]));
+	if (strcmp(argv[2], "send") == 0)
+		return relay(0, out, atoll(argv[3]));
 	if (in != 0 && write(out, "r", 1) != 1)
 		return failed("write");
 	if (strcmp(argv[2], "sink") == 0)
 		return sink(atoll(argv[3]));
 	if (strcmp(argv[2], "echo") == 0)
 		return echo(atoll(argv[3]));
+	if (strcmp(argv[2], "fetch") == 0)
+		return relay(in, 1, atoll(argv[3]));
 	return spawn(atoll(argv[3]));
 }

@@ -399,3 +399,14 @@ def test_a_hostile_acknowledgement_is_one_error(small: Pair) -> None:
     small.tether.mux.outbox.owe(small.tether.mux.receivers[0])
     with pytest.raises(ProtocolError, match="acknowledged"):
         small.appliance.receive(small.tether.transmit())
+
+
+def test_a_farewell_does_not_overtake_what_was_acknowledged(pair: Pair) -> None:
+    out, into = pair.tether.stream(17), pair.appliance.stream(17)
+    out.write(b"all there is")
+    out.finish()
+    pair.run()
+    assert into.read(100) == b"all there is"
+    pair.appliance.leave("has read it")
+    pair.run()
+    assert out.drained

@@ -75,7 +75,7 @@ class Endpoint:
         self._mine = self._new_hello()
         self._peer: Hello | None = None  # of this connection
         self.known = b""  # instance of the last peer that this end was live with
-        self._owed: list[int] = []  # opening frames to send
+        self._owed: set[int] = set()  # opening frames, and a BYE, to send
         self._bye = ""
         self._idle = True  # `gather` had nothing, or was not called yet
         self.mux = self._new_mux()
@@ -146,16 +146,15 @@ class Endpoint:
             return []
         parts: list[Part] = []
         peer = self._peer
-        for kind in self._owed:
-            if kind == HELLO:
-                parts += build(HELLO, 0, parts=[pack(self._mine)])
-            elif kind == BYE and peer is not None:
-                parts += build(BYE, peer.key, parts=[cbor.dumps({"reason": self._bye})])
-            elif kind == RESUME and peer is not None:
-                parts += build(RESUME, 0, parts=[pack(self._new_resume(peer))])
-        self._owed.clear()
+        if HELLO in self._owed:
+            parts += build(HELLO, 0, parts=[pack(self._mine)])
+        if RESUME in self._owed and peer is not None:
+            parts += build(RESUME, 0, parts=[pack(self._new_resume(peer))])
         if self.phase == LIVE:
             parts += self.mux.outbox.gather()
+        if BYE in self._owed and peer is not None:  # behind what is acknowledged: nothing after it is looked at
+            parts += build(BYE, peer.key, parts=[cbor.dumps({"reason": self._bye})])
+        self._owed.clear()
         self._idle = not parts
         return parts
 
@@ -382,9 +381,7 @@ class Endpoint:
     # output
 
     def _owe(self, kind: int) -> None:
-        if kind not in self._owed:
-            self._owed.append(kind)
-        self._owed.sort(key=(HELLO, RESUME, BYE).index)
+        self._owed.add(kind)
         self._poke()
 
     def _poke(self) -> None:

@@ -47,6 +47,6 @@ class Limits(Record):
 PORT = Limits(ends_suffice=True)  # virtio-serial, vsock, Unix and TCP sockets
 
 # A 16550 has no flow control.  Linux's tty layer holds 64 KiB for sure (about 1.3 MiB in practice) for a reader that is
-# late, then drops bytes in silence, so all streams together stay below that.  Small frames: at 10 kB/s one of 1 KiB
-# takes 0.1 s, and that is how long a signal waits behind bulk data.
-UART = Limits(payload=KIB, window=32 * KIB, ring=256 * KIB, streams=64, flight=32 * KIB)
+# late, then drops bytes in silence, so all streams together stay below that.  Small frames: at 10 kB/s one of 2 KiB
+# takes 0.2 s, and that is how long a signal waits behind bulk data; under a hypervisor the line is ten times as fast.
+UART = Limits(payload=2 * KIB, window=32 * KIB, ring=256 * KIB, streams=64, flight=32 * KIB)
