@@ -240,6 +240,8 @@ class Driver:
         if self._line is not None:
             self._line.close()
         self._full_disk.close()
+        if self._resume is not None:
+            self._resume.abandon()
         self._qmp.closed("QEMU has ended")
         for end in self._sockets:
             end.close()

@@ -27,6 +27,7 @@ _WITHOUT_A_WORD = {
     "guest-shutdown": "a process in it switched the machine off",
     "guest-reset": "a process in it reset the machine, or its kernel panicked and could not say so",
 }
+_TERMINATED = "terminating on signal"  # QEMU's own words; its exit code is 0 all the same
 _INIT_DIED = f"a bug of tether, or something in the container wrote to PID 1; {_DEBUG}"
 _BY_ITSELF = "reboot(2), as in `poweroff -f` or `reboot -f`, ends a container without cleaning up"
 
@@ -99,6 +100,8 @@ def _powered_off(evidence: Evidence, goodbye: Goodbye | None) -> tuple[str, str,
     """The guest switched itself off, or was reset, and nothing says that it failed."""
     if goodbye is not None:
         return "guest", f"powered off: {goodbye.reason}", _DEBUG
+    if evidence.ended is not None and _TERMINATED in evidence.ended.complaint:
+        return "QEMU", evidence.ended.complaint, ""
     if evidence.shutdown in _WITHOUT_A_WORD:
         return "guest", _WITHOUT_A_WORD[evidence.shutdown], _BY_ITSELF
     last = evidence.console.last_words

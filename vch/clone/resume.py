@@ -26,6 +26,11 @@ class Resume:
         but in the guest."""
         self._config, self._execute, self._wake = config, execute, wake
         self._plugged = 0
+        self._over = False
+
+    def abandon(self) -> None:
+        """QEMU has ended: what becomes of commands that it did not answer is no error of theirs."""
+        self._over = True
 
     def begin(self) -> None:
         """Tells QEMU everything that it can be told at once."""
@@ -61,6 +66,8 @@ class Resume:
         self, command: str, arguments: Mapping[str, Any] | None = None, then: Callable[[], None] | None = None
     ) -> None:
         def answered(answer: QmpAnswer) -> None:
+            if self._over:
+                return
             if answer.error:
                 raise BootError("clone", "QEMU", f"{command}: {answer.error}")
             if then is not None:
