@@ -15,6 +15,7 @@ from pathlib import Path
 from imagebuild.home import home
 from tests.bench.bench_boot import bench_boot
 from tests.bench.bench_clone import bench_clone
+from tests.bench.bench_files import bench_files
 from tests.bench.bench_images import bench_images
 from tests.bench.bench_layer import bench_layer
 from tests.bench.bench_link_vm import bench_link_vm
@@ -51,12 +52,17 @@ def _link_vm(report: Report, runs: int) -> None:
     bench_link_vm(home(os.environ), runs, report)
 
 
+def _files(report: Report, runs: int) -> None:
+    bench_files(home(os.environ), runs, report)
+
+
 BENCHES: dict[str, Callable[[Report, int], None]] = {
     "boot": _boot,
     "clone": _clone,
     "layer": _layer,
     "link-vm": _link_vm,
     "images": _images,
+    "files": _files,
 }
 
 
