@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from tether.container import Container
     from tether.hostlink import FixedLine
     from tether.link.events import Event
+    from tether.log import Log
+    from tether.memorywatch import MemoryWatch
     from tether.vsockline import VsockLine
     from tether.worker import Worker
 else:
@@ -72,6 +74,8 @@ class Agent:
         self.container: Container | None = None  # what the spec describes, as soon as that is checked
         self._sessions = Sessions(self.reactor, self.endpoint, steps)
         self.reaper = self._sessions.reaper
+        self.log: Log | None = None  # once somebody has asked for it
+        self.memory_watch: MemoryWatch | None = None
         self.workers: dict[int, Worker] = {}  # children that move files, by the session number whose streams they use
         self._arrived = arrived
         self.reactor.watch(arrived, self._signals_arrived)
@@ -183,6 +187,8 @@ class Agent:
 
     def _requested(self, id: int, message: Record) -> None:
         """Every request gets an answer; what goes wrong with it is one."""
+        if self.log is not None:
+            self.log.write(0, f"request {id}: {type(message).__name__}")
         try:
             take = self._requests.get(type(message))
             if take is None:

@@ -116,6 +116,24 @@ def _stats(agent: "Agent", id: int, _message: Record) -> None:
     Worker("stats", work).start(agent, id)
 
 
+def _watch_memory(agent: "Agent", id: int, _message: Record) -> None:
+    from tether.link.messages import Done
+    from tether.memorywatch import MemoryWatch
+
+    if agent.memory_watch is None:
+        agent.memory_watch = MemoryWatch(agent)
+    agent.endpoint.answer(id, Done())
+
+
+def _send_log(agent: "Agent", id: int, message: Record) -> None:
+    from tether.log import send_log
+
+    assert isinstance(message, late_messages.SendLog)
+    if message.level not in late_messages.LEVELS:
+        raise TetherError(message.level, "no such level", hint=f"levels are {', '.join(late_messages.LEVELS)}")
+    agent.endpoint.answer(id, late_messages.LogSent(bytes=send_log(agent, message.level).sent))
+
+
 _TAKERS: "dict[type[Record], Callable[[Agent, int, Record], None]]" = {
     late_messages.Stat: _stat,
     late_messages.AddInterface: _network,
@@ -133,4 +151,6 @@ _TAKERS: "dict[type[Record], Callable[[Agent, int, Record], None]]" = {
     late_messages.UseHardware: _life,
     late_messages.Top: _top,
     late_messages.Stats: _stats,
+    late_messages.WatchMemory: _watch_memory,
+    late_messages.SendLog: _send_log,
 }

@@ -18,7 +18,16 @@ from tether.link.errors import LinkError
 from tether.link.hello import APPLIANCE
 from tether.link.late_messages import Health, Restarting
 from tether.link.limits import PORT, UART
-from tether.link.messages import FIRST_SESSION_STREAM, PRIMARY, STREAMS_PER_SESSION, Ended, Fault, Goodbye, Ready
+from tether.link.messages import (
+    FIRST_SESSION_STREAM,
+    LOG_STREAM,
+    PRIMARY,
+    STREAMS_PER_SESSION,
+    Ended,
+    Fault,
+    Goodbye,
+    Ready,
+)
 from tether.link.reactor import Reactor, Watch
 from tether.link.waking import Wake, pack
 from tether.link.wire import Wire
@@ -31,6 +40,7 @@ from vch.full_disk import FullDisk
 from vch.host_line import HostLine, new_line
 from vch.identity import new_identity
 from vch.monitor import Monitor
+from vch.observer import Observer
 from vch.promise import Promise
 from vch.qemu import Channels, LinkKind, MachineConfig, Role
 from vch.qemu_process import Ended as QemuEnded
@@ -56,6 +66,7 @@ class Driver:
         """Kept when QEMU has ended and all was read, with the explanation (which is no error if it was asked for)."""
         self.reactor = Reactor()
         self.console = Console()
+        self.observer = Observer()
         self.stage = Stage.BOOTING
         self._notify = on_notice
         self._config, self._program = config, program
@@ -368,6 +379,8 @@ class Driver:
                 pass
             case _:
                 number = getattr(event, "stream", 0)
+                if number == LOG_STREAM:
+                    self.observer.log(self.stream(LOG_STREAM))
                 session = self._sessions.get((number - FIRST_SESSION_STREAM) // STREAMS_PER_SESSION)
                 if session is not None and number >= FIRST_SESSION_STREAM:
                     session.loop_stream(number)
@@ -392,6 +405,8 @@ class Driver:
                     session.loop_told(message)
             case Goodbye():
                 self._goodbye = message
+            case _:
+                self.observer.event(message)
 
     def _link_closed(self, _reason: str) -> None:
         if self._line is None or not self._line.lost():

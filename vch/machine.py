@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, cast
 
+from tether.link.late_messages import LogSent, SendLog, WatchMemory
 from tether.link.messages import PRIMARY, Exec, Pong, Ready, Shutdown, Start, Started
 from tether.link.messages import Ping as PingRequest
 from tether.spec import Interface, Network, Process, Spec
@@ -196,6 +197,21 @@ class Machine:
         from tether.link.late_messages import Announce
 
         self.tell(Announce()).result(ANSWER_SECONDS)
+
+    def watch_memory(self, on_event: Callable[[Record], None]) -> None:
+        """From now on `on_event` hears, in another thread, of OutOfMemory and MemoryShort."""
+        self._driver.observer.on_event = on_event
+        self.tell(WatchMemory()).result(ANSWER_SECONDS)
+
+    def log(self, level: str = "info", on_line: Callable[[str], None] | None = None) -> list[str]:
+        """The agent's own log, from this one of LEVELS on: lines so far; `on_line` hears of those to come.
+
+        The agent logs from the first call on.  Raises GuestError for an unknown level.
+        """
+        observer = self._driver.observer
+        observer.on_line = on_line or observer.on_line
+        answer = cast("LogSent", self.tell(SendLog(level=level)).result(ANSWER_SECONDS))
+        return observer.lines(answer.bytes, ANSWER_SECONDS)
 
     def tell(self, message: Record) -> Promise[Record]:
         """Sends a request and does not wait for the answer.  Safe in signal handlers."""

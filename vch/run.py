@@ -103,6 +103,8 @@ class _Run:
             self._profile.ready(ready)
             prepared.lease.release()  # QEMU has the files open: nothing named is ours from here on
             self._watch.lap("boot", ready.phases)
+            if options.debug:
+                machine.log("debug", lambda line: self._debug(f"tether: {line}"))
             placement = launch.placement(terminal.size(0, 1, 2) if options.tty else None)
             spec = build_spec(options, prepared.run, placement, Identity(entropy=b"", clock_ns=0))
             with terminal.RawMode(0, options.tty and options.interactive):

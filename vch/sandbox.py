@@ -12,7 +12,7 @@ have its names and meaning.  Methods may be called from any thread.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, TypedDict, cast
@@ -36,7 +36,8 @@ from vch.spec_plan import build_spec
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from tether.link.late_messages import FileStat, ProcessTable, Statistics
+    from tether.link.late_messages import FileStat, MemoryShort, OutOfMemory, ProcessTable, Statistics
+    from tether.link.record import Record
     from vch.pool import Pool
 
 OUTPUT_LIMIT = 64 << 20  # bytes kept of each of a program's outputs
@@ -276,6 +277,17 @@ class Machine:
         """Its processes; `columns` by the names that ps -o takes, by default those of `ps -ef`.  Raises GuestError."""
         answer = self.machine.tell(Top(columns=columns or TOP_COLUMNS)).result(machine.ANSWER_SECONDS)
         return cast("ProcessTable", answer)
+
+    def watch_memory(self, on_event: Callable[[OutOfMemory | MemoryShort], None]) -> None:
+        """From now on `on_event` hears, in another thread, when memory is short and when the OOM killer has struck."""
+        self.machine.watch_memory(cast("Callable[[Record], None]", on_event))
+
+    def logs(self, level: str = "info") -> list[str]:
+        """The log of the agent in the machine: lines "LEVEL SECONDS TEXT".
+
+        It logs from the first call on, what is of this level ("debug", "info", "warning", "error") or above.
+        """
+        return self.machine.log(level)
 
     # what is below
 

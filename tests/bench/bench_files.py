@@ -63,7 +63,7 @@ def _measured(case: Callable[[], None]) -> tuple[float, float]:
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
 
     def used() -> float:
-        return sum(one.cpu_times().user + one.cpu_times().system for one in processes)
+        return float(sum(one.cpu_times().user + one.cpu_times().system for one in processes))
 
     before, began = used(), time.monotonic()
     case()

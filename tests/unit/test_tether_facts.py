@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from typing import cast
+
+import pytest
+
 from tether.facts import block_use, cpu_use, interface_use, memory_use
-from tether.link.late_messages import BlockUse, CpuUse, InterfaceUse
+from tether.link.late_messages import BlockUse, CpuUse, InterfaceUse, OutOfMemory
+from tether.link.stream import Stream
+from tether.log import DEBUG, INFO, WARNING, Log
+from tether.memorywatch import parse_available, parse_kill
 from tether.mounts import Mounted, parse_mounts
 
 STAT = """cpu  100 20 30 400 50 6 7 8 0 0
@@ -50,3 +57,57 @@ def test_mounts() -> None:
     assert list(parse_mounts(text)) == [
         Mounted(device=20, path="/r/a b", kind="overlay", source="overlay",
                 options="rw,lowerdir=/i:/l/0,upperdir=/w/upper")]
+
+
+KILL = (b"3,612,8421,-;Out of memory: Killed process 84 (a (b) c) total-vm:9kB, anon-rss:%bkB, file-rss:4kB, "
+        b"shmem-rss:0kB, UID:0 pgtables:1kB oom_score_adj:0\n") % b"456"
+
+
+def test_a_kill_is_read_out_of_the_kernels_log() -> None:
+    assert parse_kill(KILL) == OutOfMemory(pid=84, name="a (b) c", rss=456 * 1024)
+
+
+@pytest.mark.parametrize("record", [b"", b"x", b"6,1,2,-;eth0: up\n", KILL.replace(b"3,", b"11,", 1),
+                                    KILL.replace(b"3,", b"-3,", 1)])
+def test_what_is_no_kill_or_not_the_kernels_word(record: bytes) -> None:
+    assert parse_kill(record) is None
+
+
+def test_available_memory() -> None:
+    assert parse_available(MEMINFO.encode()) == (1000 * 1024, 700 * 1024)
+
+
+class Narrow:
+    """A stream that takes what there is room for."""
+
+    def __init__(self, room: int) -> None:
+        self.room, self.lines = room, b""
+
+    def write(self, data: bytes) -> int:
+        self.room -= len(data)
+        self.lines += data
+        return len(data)
+
+
+class TestLog:
+    def test_levels(self) -> None:
+        stream = Narrow(10_000)
+        log = Log(cast("Stream", stream), INFO)
+        log.write(DEBUG, "not this")
+        log.write(INFO, "this\nin one line", 1.5)
+        assert stream.lines == b"info 1.500 this in one line\n"
+        assert log.sent == len(stream.lines)
+
+    def test_what_nobody_reads_is_counted_and_not_kept(self) -> None:
+        stream = Narrow(30)
+        log = Log(cast("Stream", stream), DEBUG)
+        for _ in range(5):
+            log.write(WARNING, "x" * 100)
+        assert stream.lines == b""
+        stream.room = 1000
+        log.write(WARNING, "room again", 2)
+        first, second = stream.lines.decode().splitlines()
+        assert first.endswith("5 lines were lost: nobody read them")
+        assert second == "warning 2.000 room again"
+        log.write(WARNING, "and again", 3)
+        assert len(stream.lines.splitlines()) == 3

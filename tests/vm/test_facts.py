@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import queue
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 import vch
 from tests.debian_image import CannotBuild, debian_python_layout
-from tether.link.late_messages import ProcessTable
+from tether.link.late_messages import MemoryShort, OutOfMemory, ProcessTable
 
 pytestmark = pytest.mark.vm
 
@@ -115,3 +116,35 @@ class TestTop:
     def test_a_column_that_is_not_known(self, box: vch.Machine) -> None:
         with pytest.raises(vch.GuestError, match="nonsense"):
             box.top("pid", "nonsense")
+
+
+class TestLog:
+    def test_the_agent_tells_what_it_does(self, box: vch.Machine) -> None:
+        begun = box.logs()
+        assert any(line.startswith("info ") and "step: stack root" in line for line in begun)
+        with pytest.raises(vch.GuestError):
+            box.stat("/no/such")
+        box.exec("true")
+        lines = box.logs("debug")
+        assert any(line.startswith("warning ") and "/no/such" in line for line in lines)
+        assert any(line.startswith("info ") and "event: Ended" in line for line in lines)
+        box.stat("/")
+        assert any(line.startswith("debug ") and line.endswith(": Stat") for line in box.logs("error"))
+        with pytest.raises(vch.GuestError, match="loud"):
+            box.logs("loud")
+
+
+class TestMemory:
+    def test_the_oom_killers_victims_are_told(self, box: vch.Machine) -> None:
+        events: queue.Queue[object] = queue.Queue()
+        box.watch_memory(events.put)
+        box.exec("sh", "-c", "echo '<3>Out of memory: Killed process 1 (lie) total-vm:1kB' > /dev/kmsg || true")
+        box.exec("mknod", "/tmp/kmsg", "c", "1", "11", check=True)
+        box.exec("sh", "-c", "echo '<3>Out of memory: Killed process 1 (lie) total-vm:1kB' > /tmp/kmsg", check=True)
+        assert box.exec("tail", "/dev/zero").code == 128 + 9
+        victim = events.get(timeout=60)
+        while not isinstance(victim, OutOfMemory):
+            assert isinstance(victim, MemoryShort)
+            assert victim.available < victim.limit / 5
+            victim = events.get(timeout=60)
+        assert (victim.name, victim.rss > 50 << 20) == ("tail", True)

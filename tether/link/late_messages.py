@@ -266,6 +266,40 @@ class Statistics(Record):
     pids_limit: int = 0
 
 
+class WatchMemory(Record):
+    """From now on tell OutOfMemory and MemoryShort."""
+
+
+class OutOfMemory(Record):
+    """The OOM killer has taken a process of the container; `rss`: bytes of memory that it had of its own."""
+
+    pid: int
+    name: str
+    rss: int = 0
+
+
+class MemoryShort(Record):
+    """Little memory is left, in bytes; told once, and again after there was enough meanwhile."""
+
+    available: int
+    limit: int
+
+
+LEVELS = ("debug", "info", "warning", "error")
+
+
+class SendLog(Record):
+    """From now on send tether's own log on stream 1, from this one of LEVELS on."""
+
+    level: str = "info"
+
+
+class LogSent(Record):
+    """Answer to SendLog: how many bytes the log has had so far."""
+
+    bytes: int
+
+
 _ANSWERS: dict[type[Record], type[Record]] = {
     Stat: FileStat,
     Get: Done,
@@ -273,6 +307,8 @@ _ANSWERS: dict[type[Record], type[Record]] = {
     Diff: Done,
     Top: ProcessTable,
     Stats: Statistics,
+    WatchMemory: Done,
+    SendLog: LogSent,
     AddInterface: InterfaceUp,
     RemoveInterface: Done,
     SetNames: Done,
@@ -286,4 +322,4 @@ _ANSWERS: dict[type[Record], type[Record]] = {
 }
 LATE_REQUESTS: dict[str, type[Record]] = {cls.__name__: cls for cls in _ANSWERS}
 LATE_ANSWERS: dict[str, type[Record]] = {cls.__name__: answer for cls, answer in _ANSWERS.items()}
-LATE_EVENTS: dict[str, type[Record]] = {cls.__name__: cls for cls in (Restarting, Health)}
+LATE_EVENTS: dict[str, type[Record]] = {cls.__name__: cls for cls in (Restarting, Health, OutOfMemory, MemoryShort)}

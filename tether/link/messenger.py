@@ -12,6 +12,8 @@ from tether.link.messages import ANSWERS, CONTROL_STREAM, Fault
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tether.link.events import Event
     from tether.link.mux import Mux
     from tether.link.record import Record
@@ -29,6 +31,7 @@ class Messenger:
         self.pending: dict[int, str] = {}
         self.last_id = int.from_bytes(instance[:3], "big") * _ID_SPAN
         self._events = events
+        self.told: Callable[[int, int, Record], None] | None = None  # hears of what is sent: kind, id, message
 
     def request(self, message: "Record", limit: int) -> int:
         """Sends a request and returns its id.  `limit`: of the message's length.  Raises as `send`."""
@@ -51,6 +54,8 @@ class Messenger:
             raise CongestedError(f"{type(message).__name__}: the peer has not taken {sender.end - sender.base} bytes")
         sender.write(data)
         self.mux.outbox.wrote(sender)
+        if self.told is not None:
+            self.told(kind, id, message)
 
     def take_all(self, limit: int) -> None:
         """Turns what has arrived into events.  Raises ProtocolError."""
