@@ -70,6 +70,6 @@ def send_log(agent: "Agent", name: str) -> Log:
         return agent.log
     agent.log = log = Log(agent.endpoint.stream(LOG_STREAM), level)
     agent.endpoint.messenger.told = log.told
-    for phase in agent.steps.taken():
+    for phase in agent.steps.told:
         log.write(INFO, f"step: {phase.name}, {phase.took_us / 1000:.1f} ms", phase.start_us / _US)
     return log

@@ -25,6 +25,8 @@ class Steps:
 
     def __init__(self) -> None:
         self._phases: list[Phase] = []
+        self.told: tuple[Phase, ...] = ()
+        """The phases that were handed out."""
 
     def __call__(self, name: str) -> "Step":
         return Step(name, self._phases)
@@ -44,6 +46,7 @@ class Steps:
         """The phases so far; they are handed out once."""
         phases = tuple(self._phases)
         self._phases.clear()
+        self.told += phases
         return phases
 
 
