@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tether.link.endpoint import Endpoint
-    from tether.link.reactor import Reactor
+    from tether.link.reactor import Reactor, Watch
     from tether.reaper import Reaper
 
 
@@ -70,6 +70,8 @@ class Session:
         self._terminal = -1
         self._inputs: dict[int, InputPump] = {}
         self._outputs: dict[int, OutputPump] = {}
+        self._report = -1
+        self._watch: Watch | None = None
 
     def start(self, reactor: "Reactor", endpoint: "Endpoint", reaper: "Reaper", place: Place, process: Process,
               *, detached: bool = False) -> None:
@@ -88,11 +90,8 @@ class Session:
                 self._outputs[number] = OutputPump(reactor, handle, endpoint.stream(number), self._output_ended,
                                                    self._kept)
 
-        def reported(_ready: int) -> None:
-            watch.close()
-            self._reported(child.pid, read_report(child.report))
-
-        watch = reactor.watch(child.report, reported)
+        self._report = child.report
+        self._watch = reactor.watch(child.report, self._reported)
 
     @property
     def drained(self) -> bool:
@@ -128,6 +127,11 @@ class Session:
         for pump in self._outputs.values():
             pump.cut()
 
+    def let_go(self) -> None:
+        """Nobody will ask this session for anything any more: without its pumps, which know it, it is gone at once."""
+        self._inputs.clear()
+        self._outputs.clear()
+
     def finish_output(self) -> None:
         """Ends the output streams, and wants no more input, where they were kept."""
         for input in self._inputs.values():
@@ -141,9 +145,14 @@ class Session:
             raise TetherError(f"session {self.number}", "has no terminal", hint="start it with a terminal")
         resize(self._terminal, size)
 
-    def _reported(self, pid: int, fault: Fault | None) -> None:
+    def _reported(self, _ready: int) -> None:
         """The child has become the program, or says why not."""
-        self.state = Running(pid=pid) if fault is None else Failed(fault=fault)
+        assert self._watch is not None
+        assert isinstance(self.state, Starting)
+        self._watch.close()
+        self._watch = None
+        fault = read_report(self._report)
+        self.state = Running(pid=self.state.pid) if fault is None else Failed(fault=fault)
         if fault is not None:
             self._close_inputs()
         self._started(self, fault)

@@ -217,6 +217,7 @@ class Sessions:
 
     def _forget(self, session: Session) -> None:
         """An exec leaves nothing behind; its number may be used again."""
+        session.let_go()
         for record in (self._sessions, self._kills_before):
             record.pop(session.number, None)
         self._ended.discard(session.number)
