@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from tether.livenet import LiveNetwork
 
 ANNOUNCE_S = 0.1  # after the start: by then the process has been executed
+# For what was written to reach the disks.  With the time to end processes (KILL_S) and to say goodbye (FAREWELL_S) of
+# tether/agent.py, it stays within the minute after which the appliance switches the VM off.
+UNMOUNT_S = 30.0
 MAX_HOSTNAME = 64  # __NEW_UTS_LEN of linux/utsname.h
 
 
@@ -139,12 +142,18 @@ class Container:
         return place
 
     def unmount(self) -> None:
-        """Leaves every disk clean.  One that is still busy is made read-only, which writes everything to it too."""
-        if self.thaw is not None:
-            self.thaw()
+        """Leaves every disk clean, in so much time as there is.  Raises TetherError if that does not suffice."""
+        from tether.deadline import do_within
+
         for handle in (self._root, self._devpts):
             if handle >= 0:
                 os.close(handle)
+        do_within(UNMOUNT_S, "unmount", self._unmount_all)
+
+    def _unmount_all(self) -> None:
+        """A disk that is still busy is made read-only, which writes everything to it too."""
+        if self.thaw is not None:
+            self.thaw()
         if self._root >= 0:
             if self.spec.root.whole is not None:
                 mount("none", root.MERGED, "", MS_REMOUNT | MS_RDONLY)

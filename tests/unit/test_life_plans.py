@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from tether.clock import STEP_NS, must_step
+from tether.deadline import do_within
 from tether.detach import place_of_device
+from tether.faults import TetherError
 from tether.hotplug import blocks_wanted, count_of, total_kib
 from tether.latedrivers import pressed
 from tether.link.late_messages import UseHardware
@@ -116,3 +119,24 @@ def test_a_machine_that_gives_memory_back_is_no_clone() -> None:
     giving = replace(CONFIG, gives_back=True)
     assert not fits(giving)
     assert any("free-page-reporting=on" in word for word in words(giving))
+
+
+class TestDeadline:
+    def test_what_hangs_is_left_behind(self) -> None:
+        with pytest.raises(TetherError, match="unmount: is not done after 0.2 s"):
+            do_within(0.2, "unmount", lambda: time.sleep(1))
+
+    def test_what_fails_is_said(self, capfd: pytest.CaptureFixture[str]) -> None:
+        def fail() -> None:
+            raise TetherError("disk", "is broken")
+
+        do_within(30, "unmount", fail)
+        assert "tether: unmount: disk: is broken" in capfd.readouterr().err
+
+    def test_it_is_done_when_it_returns(self, tmp_path: Path) -> None:
+        do_within(30, "unmount", lambda: void((tmp_path / "done").write_text("x")))
+        assert (tmp_path / "done").exists()
+
+
+def void(_value: object) -> None:
+    """Makes a call that returns something one that does not."""
