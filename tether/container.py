@@ -67,6 +67,7 @@ class Container:
             if may_load(self.spec.process):
                 show_modules(self._root)
         volumes.mount_names(self._root, self.spec.network, self.spec.root.read_only)
+        volumes.mount_machine_id(self._root, self.spec.id, self.spec.root.read_only)
 
     def mount_volumes(self) -> None:
         """Mounts tmpfs and volumes, then write-protects the root if the spec says so."""

@@ -7,11 +7,12 @@ that want an empty data folder (PostgreSQL's initdb) refuse it, and e2fsck makes
 
 import errno
 import os
+import stat
 
 from tether import files
 from tether.disks import find_disk
 from tether.faults import TetherError
-from tether.inside import Mount, by_handle, make_folder, mount_file, mount_folder
+from tether.inside import Mount, by_handle, make_folder, mount_file, mount_folder, open_inside
 from tether.names import hostname_text, hosts_text, resolv_text
 from tether.root import LOST_FOUND, mount_disk
 from tether.spec import Network, Tmpfs, Volume
@@ -22,6 +23,7 @@ VOLUMES = "/v"
 NAMES = "/n"
 NAMES_SIZE = "size=1m,mode=0755"  # the container may write to its hosts file, but not fill our memory with it
 VOLUME_FILESYSTEM = "ext4"
+_MACHINE_ID, _MACHINE_ID_DIGITS, _HEX = b"/etc/machine-id", 32, "0123456789abcdef"
 
 # mount(8) options that are flags of mount(2); Docker's --tmpfs has noexec, nosuid and nodev unless told otherwise.
 _FLAGS = {"ro": MS_RDONLY, "nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec": MS_NOEXEC}
@@ -80,6 +82,28 @@ def mount_names(root: int, network: Network, read_only: bool) -> None:
         mount_file(root, item)
         if read_only:
             mount_file(root, item.but(flags=MS_BIND | MS_REMOUNT | MS_RDONLY))
+
+
+def mount_machine_id(root: int, id: str, read_only: bool) -> None:
+    """Gives a machine ID to an image that leaves it open: an empty /etc/machine-id asks for one (machine-id(5)).
+
+    It is made from the container's ID.  After `mount_names`.  An image that has one keeps it, and one that has no such
+    file gets none, as with Docker.
+    """
+    number = id[:_MACHINE_ID_DIGITS]
+    try:
+        handle = open_inside(root, _MACHINE_ID)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    found = os.fstat(handle)
+    os.close(handle)
+    if not stat.S_ISREG(found.st_mode) or found.st_size or len(number) < _MACHINE_ID_DIGITS or number.strip(_HEX):
+        return
+    files.write(f"{NAMES}/machine-id", number.encode() + b"\n")
+    item = Mount(path=_MACHINE_ID, source=f"{NAMES}/machine-id", flags=MS_BIND)
+    mount_file(root, item)
+    if read_only:
+        mount_file(root, item.but(flags=MS_BIND | MS_REMOUNT | MS_RDONLY))
 
 
 def _prepare(root: int, volume: Volume, place: str) -> None:

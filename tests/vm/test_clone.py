@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from imagebuild.demo import demo_layers, fetch_busybox
+from imagebuild.oci.compose import LayerTar, write_layout
 from tests.vm.conftest import VCH, Vch
 from tests.vm.harness import container
 from tests.vm.run_helpers import STEP_SECONDS, gone, machines_of, until_line
@@ -110,6 +112,14 @@ def test_the_nic_has_its_own_address_and_works(vch: Vch, image: str) -> None:
     assert re.match(r"02:(?!00:00:00:00:00)", told)
     assert "10.0.2.15/24" in told
     assert "default via 10.0.2.2" in told
+
+
+def test_an_image_that_leaves_its_machine_id_open_gets_one(vch: Vch, tmp_path: Path) -> None:
+    top = LayerTar().directory("etc").file("etc/machine-id", b"")
+    write_layout(tmp_path / "open", [*demo_layers(fetch_busybox()), top.tar()], {"Cmd": ["hello"]}, tag="x")
+    said = [vch("run", f"oci:{tmp_path}/open:x", "cat", "/etc/machine-id").stdout for _ in range(2)]
+    assert all(re.fullmatch(rb"[0-9a-f]{32}\n", line) for line in said), said
+    assert len(set(said)) == 2
 
 
 def test_volumes_are_plugged_in(vch: Vch, image: str) -> None:
