@@ -124,7 +124,7 @@ class Session:
 
     def cut_output(self) -> None:
         """Reads what has been written by now, and no more."""
-        for pump in self._outputs.values():
+        for pump in list(self._outputs.values()):  # the last one that is complete may be the end of this session
             pump.cut()
 
     def let_go(self) -> None:
