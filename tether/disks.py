@@ -27,9 +27,10 @@ class BlockDevice(Record):
 
 def find_disk(disk: Disk) -> str:
     """The device node of `disk`, awaited.  Raises TetherError that says which disks there are instead."""
-    if [disk.serial, disk.scsi, disk.file].count("") != 2 or (disk.file and disk.partition):
-        raise TetherError("disk", "the spec must name one of serial, SCSI address (each with or without a partition) "
-                                  "and file")
+    names = (disk.serial, disk.scsi, disk.file, disk.label)
+    if names.count("") != len(names) - 1 or ((disk.file or disk.label) and disk.partition):
+        raise TetherError("disk", "the spec must name one of serial, SCSI address (each with or without a partition), "
+                                  "file and label")
     if disk.file:
         from tether.medium import attach_file  # late: only a VM that brings its image has any
 
@@ -39,6 +40,8 @@ def find_disk(disk: Disk) -> str:
 
 def describe(disk: Disk) -> str:
     """A disk in words."""
+    if disk.label:
+        return f"ext4 with label {disk.label}"
     name = f"disk with serial {disk.serial}" if disk.serial else f"disk at SCSI address {disk.scsi}"
     return f"partition {disk.partition} of the {name}" if disk.partition else name
 
@@ -88,6 +91,8 @@ def _device(name: str) -> BlockDevice:
 
 
 def _node(disk: Disk) -> str | None:
+    if disk.label:
+        return _labelled(disk)
     found = matching(block_devices(), disk)
     if len(found) > 1:
         raise TetherError(describe(disk), "there are several: " + ", ".join(device.name for device in found),
@@ -97,3 +102,14 @@ def _node(disk: Disk) -> str | None:
     name = partition_name(found[0].name, disk.partition)
     there = not disk.partition or os.path.exists(f"{_BLOCK}/{found[0].name}/{name}")
     return f"/dev/{name}" if there and os.path.exists(f"/dev/{name}") else None
+
+
+def _labelled(disk: Disk) -> str | None:
+    from tether.labels import labelled  # late: few specs name a label
+
+    names = [device.name for device in block_devices()]
+    parts = [part for name in names for part in sorted(os.listdir(f"{_BLOCK}/{name}")) if part.startswith(name)]
+    found = labelled([*names, *parts], disk.label)
+    if len(found) > 1:
+        raise TetherError(describe(disk), "there are several: " + ", ".join(found), hint="give each its own label")
+    return f"/dev/{found[0]}" if found else None

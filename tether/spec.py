@@ -12,14 +12,16 @@ GENERATION = 1  # of this schema; grows when a peer that does not know a new key
 class Disk(Record):
     """A block device, found by what it says of itself and never by order of appearance.
 
-    Exactly one of `serial` (virtio-blk serial, or SCSI VPD page 0x80), `scsi` ("H:C:T:L") and `file` (a path on the
-    ISO that the spec came from) is set.  `partition` (from 1) picks a GPT partition of a disk.
+    Exactly one of `serial` (virtio-blk serial, or SCSI VPD page 0x80), `scsi` ("H:C:T:L"), `file` (a path on the ISO
+    that the spec came from) and `label` (of an ext4 file system, on a disk or a partition) is set.  `partition` (from
+    1) picks a GPT partition of a disk that is named by serial or address.
     """
 
     serial: str = ""
     scsi: str = ""
     partition: int = 0
     file: str = ""
+    label: str = ""
 
 
 class Verity(Record):

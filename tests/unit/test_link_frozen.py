@@ -222,7 +222,7 @@ MESSAGES: list[tuple[int, int, Record]] = [
     (REQUEST, 22, Freeze(timeout_ms=60000)),
     (REQUEST, 23, Thaw()),
     (REQUEST, 24, SetClock(realtime_ns=1_700_000_000_000_000_000)),
-    (REQUEST, 25, AttachVolume(volume=Volume(disk=Disk(serial="more"), path=b"/more"))),
+    (REQUEST, 25, AttachVolume(volume=Volume(disk=Disk(label="more"), path=b"/more"))),
     (REQUEST, 26, DetachVolume(path=b"/more")),
     (REQUEST, 27, UseHardware(cpus=2, boot_mib=256, added_mib=128)),
     (REQUEST, 15, Top(columns=("pid", "cmd"))),

@@ -7,6 +7,7 @@ import pytest
 from tether import environment, kernelargs, names, pump, root, volumes
 from tether.disks import BlockDevice, inventory, matching, partition_name, serial_of_vpd
 from tether.faults import TetherError, fault_of, one_line
+from tether.labels import label_of
 from tether.link.messages import Exited, Fault, Signalled
 from tether.memory import parse_oom_kills
 from tether.modules import parse_demand
@@ -53,6 +54,18 @@ class TestRoot:
     def test_options_that_would_be_cut_off_are_refused(self) -> None:
         with pytest.raises(TetherError, match="page"):
             root.overlay_options(["/a/long/path/to/a/layer"] * 200)
+
+
+class TestLabels:
+    EXT4 = bytes(0x38) + b"\x53\xef" + bytes(0x78 - 0x3A) + b"data".ljust(16, b"\0")
+
+    def test_of_ext4(self) -> None:
+        assert label_of(self.EXT4) == b"data"
+        assert label_of(self.EXT4[:0x78] + b"x" * 16) == b"x" * 16
+
+    @pytest.mark.parametrize("superblock", [b"", EXT4[:-1], bytes(200), EXT4.replace(b"\x53\xef", b"\xe2\xe1")])
+    def test_of_what_is_none(self, superblock: bytes) -> None:
+        assert label_of(superblock) is None
 
 
 class TestVerity:

@@ -13,7 +13,7 @@ from imagebuild.disk import vmdk
 from imagebuild.layer.layer import convert
 from imagebuild.oci.compose import LayerTar
 from tests.vm.harness import Container, container
-from tether.spec import Disk, Layer, Root, Sysctl, Verity
+from tether.spec import Disk, Layer, Root, Sysctl, Verity, Volume
 from vch.errors import GuestError
 from vch.qemu import Drive
 from vch.spec_plan import IMAGE_SERIAL, TOP_SERIAL
@@ -74,9 +74,9 @@ def squashfs(folder: Path) -> Path:
     return disk(folder, "squash", raw)
 
 
-def ext4(folder: Path, name: str, content: Path, size: int) -> Path:
+def ext4(folder: Path, name: str, content: Path, size: int, label: str = "") -> Path:
     raw = folder / f"{name}.raw"
-    options = ["-q", "-t", "ext4", "-E", "root_owner=0:0", "-d", str(content)]
+    options = ["-q", "-t", "ext4", "-E", "root_owner=0:0", "-L", label, "-d", str(content)]
     command = ["mke2fs", *options, str(raw), str(size // 1024)]
     subprocess.run(command, check=True)
     return disk(folder, name, raw)
@@ -103,7 +103,10 @@ def mixed(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cont
         ),
         writable=Disk(serial=TOP_SERIAL),
     )
-    with container(image, "sleep", "100000", change={"root": root, "sysctls": SYSCTLS}, more_disks=disks) as made:
+    volume = Volume(disk=Disk(label="by-label"), path=b"/labelled", no_copy=True)
+    change = {"root": root, "sysctls": SYSCTLS, "volumes": (volume,)}
+    drive = Drive("volume", str(ext4(folder, "volume", tree(folder, "volume"), 4 * MIB, label="by-label")))
+    with container(image, "sleep", "100000", change=change, more_disks=disks, more_drives=(drive,)) as made:
         yield made
 
 
@@ -124,6 +127,10 @@ class TestLayers:
         assert "Input/output error" in read.err
         assert b"bae" not in read.out.encode()
         assert BAD.startswith(read.out.encode())
+
+
+def test_a_volume_is_found_by_its_label(mixed: Container) -> None:
+    assert mixed.sh("cat /labelled/volume/file; echo x > /labelled/y && ls /labelled").out == "from volume\nvolume\ny\n"
 
 
 class TestSysctl:
