@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from imagebuild.demo import write_demo
 from imagebuild.home import home
 from tests.bench.bench_boot import bench_boot
 from tests.bench.bench_clone import bench_clone
@@ -19,6 +20,7 @@ from tests.bench.bench_files import bench_files
 from tests.bench.bench_images import bench_images
 from tests.bench.bench_layer import bench_layer
 from tests.bench.bench_link_vm import bench_link_vm
+from tests.bench.bench_spawn import bench_spawn
 from tests.bench.measure import Report, show
 from tests.debian_image import CannotBuild, cache_folder
 
@@ -56,6 +58,12 @@ def _files(report: Report, runs: int) -> None:
     bench_files(home(os.environ), runs, report)
 
 
+def _spawn(report: Report, _runs: int) -> None:
+    with tempfile.TemporaryDirectory(prefix="vch-bench-") as scratch:
+        write_demo(Path(scratch) / "demo")
+        bench_spawn(f"oci:{scratch}/demo:demo", Path(scratch), report)
+
+
 BENCHES: dict[str, Callable[[Report, int], None]] = {
     "boot": _boot,
     "clone": _clone,
@@ -63,6 +71,7 @@ BENCHES: dict[str, Callable[[Report, int], None]] = {
     "link-vm": _link_vm,
     "images": _images,
     "files": _files,
+    "spawn": _spawn,
 }
 
 
