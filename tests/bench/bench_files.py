@@ -22,7 +22,6 @@ from tests.bench.measure import Report
 MIB = 1 << 20
 FILES, SIZE = 100, MIB  # 100 MB in files of a size that source trees and build results have in between
 SMALL_FILES, SMALL_SIZE = 2000, 1000
-MAKE = "mkdir /tree /small /in; i=0; while [ $i -lt {} ]; do head -c {} /dev/urandom > /{}/$i; i=$((i+1)); done"
 
 
 def bench_files(home: Path, runs: int, report: Report) -> None:
@@ -34,9 +33,9 @@ def bench_files(home: Path, runs: int, report: Report) -> None:
         tempfile.TemporaryFile() as archive,
         open(os.devnull, "wb") as nowhere,
     ):
-        machine.exec("sh", "-c", MAKE.format(FILES, SIZE, "tree"), check=True)
-        machine.exec("sh", "-c", MAKE.replace("mkdir /tree /small /in; ", "").format(SMALL_FILES, SMALL_SIZE, "small"),
-                     check=True)
+        machine.exec("mkdir", "/in", check=True)
+        _fill(machine, "tree", FILES, SIZE)
+        _fill(machine, "small", SMALL_FILES, SMALL_SIZE)
         machine.get_archive("/tree", archive.fileno())
         cases: dict[str, Callable[[], None]] = {
             "cat out": lambda: _cat_out(machine, nowhere.fileno()),
@@ -56,6 +55,16 @@ def bench_files(home: Path, runs: int, report: Report) -> None:
     report.facts["files: get small, a file"] = f"{cpu['get small'] / SMALL_FILES * 1000:.2f} CPU ms"
     report.ratios["files: get of a tree / cat of its files"] = cpu["get"] / cpu["cat out"]
     report.ratios["files: put of a tree / cat of its archive to one file"] = cpu["put"] / cpu["cat in"]
+
+
+def _fill(machine: vch.Machine, name: str, count: int, size: int) -> None:
+    """A folder of files in the machine's root."""
+    with tempfile.TemporaryDirectory(prefix="vch-bench-") as scratch:
+        folder = Path(scratch) / name
+        folder.mkdir()
+        for number in range(count):
+            (folder / str(number)).write_bytes(os.urandom(size))
+        machine.put(folder, "/")
 
 
 def _measured(case: Callable[[], None]) -> tuple[float, float]:
