@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from imagebuild.boot import cpio
@@ -17,7 +18,7 @@ from imagebuild.demo import write_demo
 from imagebuild.store.store import Store
 from imagebuild.transfer.pulling import PullPolicy, pull
 from tests.bench.boot_memory import MEASURED_MIB, least_memory, memory_lost
-from tests.bench.measure import RUN_SECONDS, Report, Row, Sample, alternate, ratio, run_command
+from tests.bench.measure import RUN_SECONDS, Report, Row, Sample, alternate, cpu_of, ratio, run_command
 from vch import accel, qemu
 from vch.boot_plan import boot_files, find_firmware, kernel_arguments
 from vch.disks import DiskSet
@@ -26,7 +27,7 @@ from vch.settings import DEFAULT_CPUS, DEFAULT_MEMORY, DISK_SIZE, MIB
 ROOT = Path(__file__).parents[2]
 VCH = ROOT / ".venv/bin/vch"
 FLOOR_SOURCE = Path(__file__).with_name("floor_init.c")
-MACHINE_CPU = "QEMU CPU"  # seconds of QEMU alone, from its start to the session's first output
+MACHINE_CPU = "QEMU CPU"  # seconds of QEMU alone, from its start to the first output: the session's, or of the C /init
 KERNELS = ("debian-cloud", "pico")
 
 
@@ -56,6 +57,7 @@ def bench_boot(home: Path, scratch: Path, runs: int, report: Report) -> None:
             _memory(home, name, image, report)
     if all(f"{name}: floor" in cases for name in KERNELS):
         report.ratios["to /init and off: debian-cloud / pico"] = ratio(rows, "debian-cloud: floor", "pico: floor")
+        report.ratios["to /init: debian-cloud / pico"] = _to_init(rows, "debian-cloud: floor", "pico: floor")
     report.facts["agent resident MiB"] = _agent_mib(rows)
 
 
@@ -65,7 +67,7 @@ def _run(home: Path, image: str, kernel: str, scratch: Path) -> Callable[[], Sam
     environment = {**os.environ, "VCH_HOME": str(home), "VCH_KERNEL": kernel}
 
     def case() -> Sample:
-        command = [str(VCH), "run", "--timing-file", str(timing), image, "echo", "x"]
+        command = [str(VCH), "run", "--cold", "--timing-file", str(timing), image, "echo", "x"]
         before = os.times()
         began = time.monotonic()
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
@@ -113,16 +115,27 @@ def _floor(home: Path, image: str, kernel_name: str, initramfs: Path) -> Callabl
             null = os.open(os.devnull, os.O_RDWR)
             held.callback(os.close, null)
             command = _with_null_channels(qemu.command_line(config, qemu.Channels(null, null, null), program))
-            return run_command(command, pass_fds=tuple(config.fd_sets.values()), stdin=subprocess.DEVNULL)
+            reached: dict[str, float] = {}
+
+            def at_init(process: subprocess.Popen[bytes]) -> None:
+                assert process.stdout is not None
+                process.stdout.read(1)  # the C program writes a line before it does anything else
+                reached[MACHINE_CPU] = cpu_of(process.pid)
+
+            whole = run_command(command, at_init, pass_fds=tuple(config.fd_sets.values()), stdin=subprocess.DEVNULL)
+            return replace(whole, extra=reached)
 
     return case
 
 
 def _with_null_channels(command: list[str]) -> list[str]:
-    """The same devices with nobody at the other end: chardevs that swallow everything, no monitor."""
+    """The same devices with nobody at the other end: chardevs that swallow everything, no monitor; the console is
+    standard output."""
     words = []
     for word in command:
-        if word.startswith("socket,id="):
+        if word.startswith("socket,id=console,"):
+            words.append("stdio,id=console,signal=off")
+        elif word.startswith("socket,id="):
             words.append("null," + word.split(",")[1])
         else:
             words.append(word)
@@ -139,20 +152,22 @@ def _floor_initramfs(scratch: Path) -> Path:
 
 
 def _machine_cpu(pid: int) -> float:
-    """CPU seconds (user + system) of the QEMU that the process `pid` has started (proc(5): stat, fields 14 and 15)."""
+    """CPU seconds of the QEMU that the process `pid` has started."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
     children = [child for task in tasks for child in (task / "children").read_text().split()]
-    ticks = 0
-    for child in children:
-        stat = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(stat[11]) + int(stat[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+    return sum(cpu_of(int(child)) for child in children)
 
 
 def _to_first_output(rows: list[Row], ours: str, least: str) -> float:
     """QEMU's CPU up to the first output, over that of the whole floor."""
     by_case = {row.case: row for row in rows}
     return round(by_case[ours].extra[MACHINE_CPU] / by_case[least].cpu, 3)
+
+
+def _to_init(rows: list[Row], ours: str, least: str) -> float:
+    """The same of two floors, up to the first line of the C program."""
+    by_case = {row.case: row for row in rows}
+    return round(by_case[ours].extra[MACHINE_CPU] / by_case[least].extra[MACHINE_CPU], 3)
 
 
 def _memory(home: Path, kernel: str, image: str, report: Report) -> None:

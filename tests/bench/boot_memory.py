@@ -14,7 +14,7 @@ TRY_SECONDS = 60
 MEASURED_MIB = 128
 
 # `vch run` refuses what is surely too little; here that is the question.
-_WITHOUT_LIMIT = "import sys, vch.run; vch.run.LEAST_MEMORY = 0; from vch.cli import main; sys.exit(main())"
+_WITHOUT_LIMIT = "import sys, vch.launch; vch.launch.LEAST_MEMORY = 0; from vch.cli import main; sys.exit(main())"
 
 
 def lost_kib(meminfo: str, memory_mib: int) -> tuple[int, int]:
@@ -52,6 +52,6 @@ def least(runs: Callable[[int], bool], low: int, high: int, step: int) -> int:
 
 
 def _run(home: Path, kernel: str, mib: int, image: str, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", _WITHOUT_LIMIT, "run", "-m", f"{mib}m", image, *words]
+    command = [sys.executable, "-c", _WITHOUT_LIMIT, "run", "--cold", "-m", f"{mib}m", image, *words]
     environment = {**os.environ, "VCH_HOME": str(home), "VCH_KERNEL": kernel}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TRY_SECONDS, check=False)

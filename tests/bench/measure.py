@@ -57,11 +57,15 @@ class Report:
         path.write_text(json.dumps({"machine": machine, **asdict(self)}, indent=2, sort_keys=True) + "\n")
 
 
-def run_command(argv: Sequence[str], **options: Any) -> Sample:
+def run_command(
+    argv: Sequence[str], while_it_runs: Callable[[subprocess.Popen[bytes]], None] | None = None, **options: Any
+) -> Sample:
     """Runs a command to its end and measures its process tree.  Raises CalledProcessError with its stderr."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.monotonic()
-    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **options) as process:
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options) as process:
+        if while_it_runs is not None:
+            while_it_runs(process)
         _, errors = process.communicate(timeout=RUN_SECONDS)
     wall = time.monotonic() - started
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -69,6 +73,12 @@ def run_command(argv: Sequence[str], **options: Any) -> Sample:
         raise subprocess.CalledProcessError(process.returncode, argv, stderr=errors.decode(errors="replace")[-2000:])
     cpu = (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
     return Sample(cpu, wall, after.ru_maxrss / 1024)
+
+
+def cpu_of(pid: int) -> float:
+    """CPU seconds (user + system) of a process so far (proc(5): stat, fields 14 and 15)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def alternate(cases: Mapping[str, Callable[[], Sample]], runs: int) -> list[Row]:
