@@ -17,9 +17,13 @@ def carried() -> bool:
 
 
 def load_modules() -> None:
-    """Loads the modules of the list, in order.  Raises OSError with the module's name."""
+    """Loads the modules of the list, in order, and removes their files: they are memory.  Raises OSError with the
+    module's name."""
     listed = files.read_if_there(LOAD_LIST)
-    _load((listed or b"").decode().split())
+    names = (listed or b"").decode().split()
+    _load(names)
+    for name in names:
+        os.unlink(f"{FOLDER}/{name}")
 
 
 def load_on_demand(*wanted: str) -> None:

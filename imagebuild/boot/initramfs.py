@@ -27,6 +27,7 @@ import zstandard
 from imagebuild.boot import cpio, runtime
 from imagebuild.boot.kernel import Kernel, boot_modules, demand_modules
 from imagebuild.boot.kernel_cache import Progress, silent
+from imagebuild.boot.modstrip import stripped
 from imagebuild.boot.reasons import mentions
 from imagebuild.errors import InitramfsError
 
@@ -75,7 +76,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Modules:
-    """Kernel modules to bring along: `load` at once, in this order; `demand` by name, each with what it depends on."""
+    """Kernel modules to bring along: `load` at once, in this order; `demand` by name, each with what it depends on.
+
+    What is loaded at once is not listed again, because the agent removes those files.
+    """
 
     load: list[Path]
     demand: dict[str, list[Path]]
@@ -89,7 +93,8 @@ class Modules:
         if not self.files():
             return []
         load = "".join(f"{path.name}\n" for path in self.load)
-        demand = "".join(f"{name} {' '.join(path.name for path in paths)}\n" for name, paths in self.demand.items())
+        later = {name: [path.name for path in paths if path not in self.load] for name, paths in self.demand.items()}
+        demand = "".join(f"{' '.join((name, *files))}\n" for name, files in later.items())
         return [cpio.file(MODULE_LIST, load.encode()), cpio.file(DEMAND_LIST, demand.encode())]
 
 
@@ -166,7 +171,8 @@ def parts(python: runtime.Runtime, root: Path, modules: Modules, scratch: Path) 
         *(_copied(f"{runtime.LIBRARY}/{module.target()}", module.file, name=module.name)
           for module in chosen.extensions),
         *(_copied(name, path, 0o755) for name, path in runtime.shared_objects(python, chosen.extensions).items()),
-        *(_copied(f"{MODULE_FOLDER}/{path.name}", path) for path in modules.files()),
+        *(Part(cpio.file(f"{MODULE_FOLDER}/{path.name}", stripped(path.read_bytes())), path)
+          for path in modules.files()),
         *(Part(entry) for entry in modules.lists()),
     ]
 
@@ -210,7 +216,7 @@ def _key(python: runtime.Runtime, root: Path, modules: Modules) -> str:
     """A digest of all inputs: sources by content, what packages installed by name, size and time of change."""
     digest = hashlib.sha256(python.fingerprint().encode())
     builder = Path(__file__).resolve().parent
-    ours = ("cpio.py", "elf.py", "initramfs.py", "reasons.py", "runtime.py")
+    ours = ("cpio.py", "elf.py", "initramfs.py", "modstrip.py", "reasons.py", "runtime.py")
     for module in (*runtime.agent_modules(root, AGENT), *(runtime.Module(name, builder / name) for name in ours)):
         digest.update(f"\0{module.name}\0".encode())
         digest.update(module.file.read_bytes())
