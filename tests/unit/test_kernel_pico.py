@@ -176,3 +176,11 @@ def test_a_cache_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "kernels").write_text("a file where the folder belongs")
     with pytest.raises(KernelError, match="make the folder writable"):
         kernel_cache.kernels_folder(tmp_path)
+
+
+def test_a_host_of_another_architecture_is_told_so_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    with pytest.raises(KernelError, match=r"this host is aarch64 .*x86-64 host"):
+        pico.build_pico(tmp_path, sources=tmp_path)
+    with pytest.raises(KernelError, match=r"this host is aarch64 .*x86-64 host"):
+        kernel.debian_cloud(tmp_path)
