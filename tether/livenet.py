@@ -144,8 +144,9 @@ class LiveNetwork:
     def _leave(self, interface: Interface, name: str) -> None:
         """Takes back what the spec gave it, and switches it off."""
         try:
-            take_back([*addressing(interface, name), *routing(interface, name)])
-            carry_out([link_down(if_nametoindex(name), name)])
+            index = if_nametoindex(name)
+            take_back([*addressing(interface, name, index), *routing(interface, name, index)])
+            carry_out([link_down(index, name)])
             if interface.firewall != FIREWALL_OPEN:
                 from tether.firewall import apply
 

@@ -21,8 +21,12 @@ from tether.rtnetlink import (
 from tether.spec import FIREWALL_OPEN, Interface, Network, Route
 from tether.uevents import DEADLINE_S, missing, wait_for
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 _NET = "/sys/class/net"
-_LOOPBACK = "lo"
+_LOOPBACK, _LOOPBACK_INDEX = "lo", 1  # LOOPBACK_IFINDEX of the kernel's include/net/flow.h
 _NO_ADDRESS = (errno.ENOENT, errno.ENODEV, errno.EINVAL, errno.ENOTDIR)  # it went away, or is no interface with one
 
 # Docker's defaults (moby, daemon/oci_linux.go): a process that is not root may bind to any port and may ping.
@@ -43,7 +47,7 @@ def configure(network: Network) -> tuple[Interface, ...]:
         files.write("/proc/sys/kernel/domainname", network.domainname.encode())
     for path, value in SETTINGS:
         files.write(path, value)
-    requests = [link_up(if_nametoindex(_LOOPBACK), _LOOPBACK)]
+    requests = [link_up(_LOOPBACK_INDEX, _LOOPBACK)]
     slow = []
     for interface in network.interfaces:
         if interface.found_as:
@@ -54,8 +58,9 @@ def configure(network: Network) -> tuple[Interface, ...]:
         else:
             name = find_interface(interface.found_as or interface.mac)
             guard(interface, name)
-            requests += addressing(interface, name)
-            requests += routing(interface, name)
+            index = if_nametoindex(name)
+            requests += addressing(interface, name, index)
+            requests += routing(interface, name, index)
     carry_out(requests)
     return tuple(slow)
 
@@ -74,17 +79,15 @@ def guard(interface: Interface, name: str) -> None:
         files.write(f"/proc/sys/net/ipv6/conf/{name}/accept_ra", b"0")
 
 
-def addressing(interface: Interface, name: str) -> list[Request]:
+def addressing(interface: Interface, name: str, index: int) -> list[Request]:
     """The requests that switch an interface on and give it its addresses."""
-    index = if_nametoindex(name)
     nodad = not interface.check_duplicates
     addresses = [add_address(index, name, cidr, nodad) for cidr in interface.addresses]
     return [link_up(index, name, interface.mtu), *addresses]
 
 
-def routing(interface: Interface, name: str) -> list[Request]:
+def routing(interface: Interface, name: str, index: int) -> list[Request]:
     """The requests for its routes; the addresses must be usable."""
-    index = if_nametoindex(name)
     routes = [Route(destination=DEFAULT_ROUTE, gateway=gateway)
               for gateway in (interface.gateway4, interface.gateway6) if gateway]
     return [add_route(index, name, route, bool(route.gateway) and not near(route.gateway, interface.addresses))
@@ -118,15 +121,14 @@ def interface_by_mac(mac: str) -> str | None:
     return next((name for name, address in _interfaces() if address == mac), None)
 
 
-def _interfaces() -> list[tuple[str, str]]:
-    found = []
+def _interfaces() -> "Iterator[tuple[str, str]]":
+    """Name and address of each, read as they are asked for: the first is most often the one that is looked for."""
     for name in sorted(os.listdir(_NET)):
         try:
-            found.append((name, files.read(f"{_NET}/{name}/address").decode().strip()))
+            yield name, files.read(f"{_NET}/{name}/address").decode().strip()
         except OSError as error:
             if error.errno not in _NO_ADDRESS:
                 raise
-    return found
 
 
 def _inventory() -> str:

@@ -4,6 +4,7 @@ It is ready when every address that the spec gives it may be used, and DHCP, if 
 """
 
 import errno
+from _socket import if_nametoindex
 
 from tether import duplicates
 from tether.arrival import IPV6_ADDRESSES, Arrival
@@ -48,7 +49,7 @@ class Settling:
 
     def _start(self) -> None:
         guard(self.interface, self.name)
-        carry_out(addressing(self.interface, self.name))
+        carry_out(addressing(self.interface, self.name, if_nametoindex(self.name)))
         checked = tuple(cidr.partition("/")[0] for cidr in self.interface.addresses if ":" in cidr)
         if self.interface.check_duplicates and checked:
             self._unique = Arrival(
@@ -56,7 +57,7 @@ class Settling:
                 arrived=lambda _usable: self._are_unique(), missed=self._finish,
                 late=lambda: duplicates.overdue(self.name, checked), seconds=duplicates.SECONDS)
         else:
-            carry_out(routing(self.interface, self.name))
+            self._route()
         if self.dhcp is not None:
             self.dhcp.start()
         self._reactor.soon(self._look)
@@ -80,7 +81,7 @@ class Settling:
     def _are_unique(self) -> None:
         self._unique = None
         try:
-            carry_out(routing(self.interface, self.name))  # one may name an address of these as its source
+            self._route()
         except TetherError as error:
             self._finish(error)
         except OSError as error:
@@ -102,6 +103,10 @@ class Settling:
             if self._deadline is not None:
                 self._deadline.cancel()
             self._done(error)
+
+    def _route(self) -> None:
+        """Sets the routes, when the addresses are usable: one may name an address as its source."""
+        carry_out(routing(self.interface, self.name, if_nametoindex(self.name)))
 
     def _lost(self, error: OSError) -> TetherError:
         return TetherError(f"network interface {self.interface.mac}", error.strerror or str(error), error.errno or 0,

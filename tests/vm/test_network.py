@@ -8,14 +8,17 @@ latter first and calls it eth0, the spec names the former first: what counts is 
 from __future__ import annotations
 
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.judge_network import HOST4, HOST6, CannotMakeNetwork, JudgeNetwork
+from tests.vm.conftest import Vch
 from tests.vm.harness import MAC, Container, container
 from tether.link.late_messages import AddInterface, InterfaceUp, RemoveInterface, SetNames
 from tether.spec import Host, Interface, Network, Route
@@ -342,3 +345,29 @@ class TestDuplicates:
             no_server.result(120)
         fault = caught.value.fault
         assert (fault.text, fault.errno) == ("no server gave an address within 30 s", "ETIMEDOUT")
+
+
+def test_options_of_vch_run(vch: Vch, demo_layout: Path) -> None:
+    """Addresses of the user network: the host is reached over IPv6, and a port is published at another address."""
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as server, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        published = probe.getsockname()[1]
+        probe.close()
+        hello = f"echo from {MAC3} | nc fd00:7::2 {server.getsockname()[1]}"
+        script = f"ip -4 addr show eth0; cat /etc/hosts; {hello}; echo published | nc -l -p 80"
+        words = ("--ip", "192.168.7.9", "--ip6", "fd00:7::9", "--mac-address", MAC3, "--network-alias", "db",
+                 "-p", f"127.0.0.1:{published}:80")  # fmt: skip
+        running = vch.start("run", *words, f"oci:{demo_layout}:demo", "sh", "-c", script)
+        server.settimeout(120)
+        connection, _ = server.accept()
+        with connection:
+            assert connection.makefile().readline() == f"from {MAC3}\n"
+        deadline = time.monotonic() + 60
+        said = b""
+        while not said and time.monotonic() < deadline:
+            with suppress(ConnectionError), socket.create_connection(("127.0.0.1", published), 10) as client:
+                said = client.recv(100)  # nothing, or an error, while nobody listens in there yet
+        out, _ = running.communicate(timeout=120)
+    assert said == b"published\n"
+    assert b"inet 192.168.7.9/24" in out
+    assert re.search(rb"fd00:7::9\t\w+ db\n", out)
