@@ -8,7 +8,8 @@ import os
 import stat
 
 from tether import files
-from tether.root import WRITABLE
+from tether.inside import by_handle, open_inside
+from tether.root import MERGED, WRITABLE
 
 NOTE = f"{WRITABLE}/mountpoints"
 UPPER = f"{WRITABLE}/upper"
@@ -23,10 +24,8 @@ def describe(info: os.stat_result) -> tuple[int, ...]:
     return info.st_mode, info.st_uid, info.st_gid, info.st_mtime_ns, size
 
 
-def state() -> State | None:
-    """The writable layer as it is; None if it is known already what of it is tether's."""
-    if os.path.exists(NOTE):
-        return None
+def state() -> State:
+    """The writable layer as it is."""
     found: State = {}
     folders = [b""]
     while folders:
@@ -40,14 +39,24 @@ def state() -> State | None:
     return found
 
 
-def note(before: State | None) -> None:
-    """Remembers what was not in the writable layer `before`."""
-    after = state()
-    if before is None or after is None:
-        return
-    ours = {path: one for path, one in after.items() if before.get(path) != one}
-    if ours:
-        files.write(NOTE, write(ours))
+def note(before: State, points: list[bytes]) -> None:
+    """Remembers what is not as `before` of the mount points `points`, as they are called in the end, and their parents.
+
+    A container that runs meanwhile changes other things, which are its own.
+    """
+    made = {path: one for path, one in state().items()
+            if before.get(path) != one and any((point + b"/").startswith(path + b"/") for point in points)}
+    if made:
+        files.write(NOTE, write({**read(files.read_if_there(NOTE) or b""), **made}))
+
+
+def real(root: int, path: bytes) -> bytes:
+    """What `path` of the container is called once its links are resolved."""
+    handle = open_inside(root, path)
+    try:
+        return os.fsencode(os.readlink(by_handle(handle)).removeprefix(MERGED))
+    finally:
+        os.close(handle)
 
 
 def read(text: bytes) -> State:

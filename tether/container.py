@@ -77,7 +77,8 @@ class Container:
             before = baseline.state()
             volumes.mount_tmpfs(self._root, self.spec.tmpfs)
             self._writable += volumes.mount_volumes(self._root, self.spec.volumes)
-            baseline.note(before)
+            made = [*(one.path for one in self.spec.tmpfs), *(one.path for one in self.spec.volumes)]
+            baseline.note(before, [baseline.real(self._root, path) for path in made])
         if self.spec.root.read_only:
             root.seal(self._root)
 

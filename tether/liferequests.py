@@ -68,9 +68,12 @@ def _attach(agent: "Agent", id: int, message: AttachVolume) -> None:
     volume, place = message.volume, _container(agent).new_volume_place()
 
     def work(desk: "Desk") -> Record:
+        from tether import baseline
         from tether.volumes import mount_volume
 
+        before = baseline.state()
         mount_volume(desk.root, volume, place)
+        baseline.note(before, [baseline.real(desk.root, volume.path)])
         return Done()
 
     Worker("attach volume", work).start(agent, id)

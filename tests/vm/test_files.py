@@ -209,10 +209,14 @@ class TestDiff:
     def changes(self, box: Container) -> list[str]:
         return [str(change) for change in files.diff(box.machine)]
 
-    def test_exactly_what_has_changed(self, home: Path, demo_layout: Path) -> None:
-        """One step after the other, in a container of its own."""
+    @pytest.mark.parametrize("memory", [False, True])
+    def test_exactly_what_has_changed(self, home: Path, demo_layout: Path, memory: bool) -> None:
+        """One step after the other, in a container of its own, on a disk or in memory."""
         with container("--network", "none", "-v", "/data/deep", "--tmpfs", "/tmp/mem", f"oci:{demo_layout}:demo",
-                       "sleep", "100000") as box:
+                       "sleep", "100000", start=False) as box:
+            if memory:
+                box.spec = box.spec.but(root=box.spec.root.but(writable=None))
+            box.start()
             assert self.changes(box) == []
             box.sh("touch /test")
             assert self.changes(box) == ["A /test"]
@@ -227,6 +231,17 @@ class TestDiff:
             told = self.changes(box)
             assert {"C /root", "C /usr", "D /usr/bin"} <= set(told)
             assert not [line for line in told if line.startswith("A ")]
+
+
+def test_a_read_only_root_takes_nothing(home: Path, demo_layout: Path, rich: Path) -> None:
+    with container("--network", "none", "--read-only", "--tmpfs", "/tmp", f"oci:{demo_layout}:demo",
+                   "sleep", "100000") as box:
+        with pytest.raises(GuestError) as raised:
+            files.put(box.machine, rich, "/root")
+        assert raised.value.fault.errno == "EROFS"
+        files.put(box.machine, rich / "plain", "/tmp")
+        assert box.sh("cat /tmp/plain | wc -l").out.strip() == "3"
+        assert files.diff(box.machine) == []
 
 
 class TestStat:
