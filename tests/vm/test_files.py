@@ -8,7 +8,10 @@ import stat
 import subprocess
 import tarfile
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -191,6 +194,38 @@ class TestGetAndPut:
         with pytest.raises(HostError, match="no-such"):
             files.put(box.machine, tmp_path / "no-such", "/tmp")
         assert box.machine.ping().monotonic_ns > 0
+
+    def test_a_worker_that_is_killed_is_told(self, box: Container) -> None:
+        """Nobody reads the archive, so its worker waits, and a process of the container kills it."""
+        box.sh("dd if=/dev/zero of=/long bs=1M count=20")
+        reading, writing = os.pipe()
+        told: list[BaseException] = []
+
+        def get() -> None:
+            try:
+                files.get_archive(box.machine, "/long", writing)
+            except (GuestError, OSError) as error:
+                told.append(error)
+
+        thread = threading.Thread(target=get)
+        thread.start()
+        like_init = ("for p in /proc/[0-9]*; do [ $p != /proc/1 ] && cmp -s $p/cmdline /proc/1/cmdline && "
+                     "echo ${p#/proc/}; done")
+        deadline = time.monotonic() + 60
+        while not (worker := box.sh(like_init).out.split()):
+            assert time.monotonic() < deadline
+        box.sh(f"kill -9 {worker[0]}")
+        os.set_blocking(reading, False)
+        while thread.is_alive():  # what was under way is read
+            assert time.monotonic() < deadline + 60
+            with suppress(BlockingIOError):
+                os.read(reading, 1 << 20)
+            thread.join(0.02)
+        for handle in (reading, writing):
+            os.close(handle)
+        assert isinstance(told[0], GuestError)
+        assert told[0].fault.errno == "ECANCELED"
+        box.sh("rm /long")
 
     def test_transfers_leave_nothing_behind(self, box: Container) -> None:
         def rounds(count: int) -> tuple[int, int]:
