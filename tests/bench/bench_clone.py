@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import vch
@@ -21,6 +22,7 @@ from vch import settings
 from vch.launch import Launch, new_id
 from vch.machine import Machine
 from vch.prepare import prepare
+from vch.qemu import MachineConfig
 from vch.run_options import parse_run
 
 VCH = Path(__file__).parents[2] / ".venv/bin/vch"
@@ -86,7 +88,7 @@ def _ratios(rows: list[Row], kernels: list[str], report: Report) -> None:
 
 
 def _density(image: str, report: Report) -> None:
-    """Idle clones that wait for their spec: what each takes of the host, and how many start in a second."""
+    """Clones that wait for their spec: what each takes of the host, and how many start in a second."""
     options = parse_run([image], os.environ)
     configured = settings.load(os.environ)
     prepared = prepare(options, configured, lambda _line: None)
@@ -96,23 +98,30 @@ def _density(image: str, report: Report) -> None:
         disks = launch.disks()
         kept.callback(disks.close)
         config = launch.config(disks, ())
-        marginal = {}
+        waiting = replace(config, drives=(), fd_sets={})  # as a pool keeps them
+        own = {}
         for count in DENSITIES:
-            with ExitStack() as held:
-                began = time.monotonic()
-                for _ in range(count):
-                    held.enter_context(Machine(config, prepared.program, cloning=launch.cloning()))
-                took = time.monotonic() - began
-                time.sleep(SETTLE_SECONDS)
-                found = [memory_of(pid) for pid in _machines()]
-            whole, guest = (sum(column) / count / KIB for column in zip(*found, strict=True))
+            whole, own[count], took = _idle([waiting] * count, launch)
             report.facts[f"{count} idle clones: MiB each, proportional"] = round(whole, 1)
-            report.facts[f"{count} idle clones: MiB each, of guest RAM their own"] = round(guest, 2)
+            report.facts[f"{count} idle clones: MiB each, of guest RAM their own"] = round(own[count], 2)
             report.facts[f"{count} clones: started in a second"] = round(count / took, 2)
-            marginal[count] = guest
+        report.facts["with its disks: MiB of guest RAM its own"] = round(_idle([config], launch)[1], 2)
         few, many = DENSITIES[0], DENSITIES[-1]
-        last = (marginal[many] * many - marginal[few] * few) / (many - few)
-        report.facts["guest RAM of one more idle clone, MiB"] = round(last, 2)
+        report.facts["guest RAM of one more idle clone, MiB"] = round(
+            (own[many] * many - own[few] * few) / (many - few), 2)
+
+
+def _idle(configs: list[MachineConfig], launch: Launch) -> tuple[float, float, float]:
+    """MiB of each: its proportional share, and its own guest RAM; and the seconds that all of them took to start."""
+    with ExitStack() as held:
+        began = time.monotonic()
+        for config in configs:
+            held.enter_context(Machine(config, launch.prepared.program, cloning=launch.cloning()))
+        took = time.monotonic() - began
+        time.sleep(SETTLE_SECONDS)
+        found = [memory_of(pid) for pid in _machines()]
+    whole, own = (sum(column) / len(configs) / KIB for column in zip(*found, strict=True))
+    return whole, own, took
 
 
 def memory_of(pid: int) -> tuple[int, int]:

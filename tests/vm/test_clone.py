@@ -71,6 +71,7 @@ def reseal(folder: Path) -> None:
 # identity
 
 
+@pytest.mark.timeout(60 + 20 * CLONES)
 def test_no_two_clones_are_alike(vch: Vch, image: str) -> None:
     said = []
     for _ in range(CLONES):
