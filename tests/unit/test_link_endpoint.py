@@ -410,3 +410,16 @@ def test_a_farewell_does_not_overtake_what_was_acknowledged(pair: Pair) -> None:
     pair.appliance.leave("has read it")
     pair.run()
     assert out.drained
+
+
+def test_a_lost_acknowledgement_of_half_a_window_is_asked_for(small: Pair) -> None:
+    """A sender that waits for it with a short frame must not wait with the question too."""
+    out, into = small.tether.stream(17), small.appliance.stream(17)
+    assert out.write(b"a" * 192) == 192
+    small.appliance.receive(small.tether.transmit() + small.tether.transmit() + small.tether.transmit())
+    assert into.buffered == 192
+    assert small.appliance.transmit()  # the acknowledgement, which gets lost
+    assert out.write(b"b" * 10) == 10
+    assert not small.tether.transmit()
+    small.settle()
+    assert into.read(1000) == b"a" * 192 + b"b" * 10

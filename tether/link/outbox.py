@@ -161,8 +161,9 @@ class Outbox:
                     self._unopened[sender.number] = sender
                     continue
                 size = min(sender.ready, payload, allowed - together)
-                if size < payload // 2 and sender.next - sender.received >= peer.window // 2 and not sender.finished:
-                    sender.queued = True  # the peer is busy: until it acknowledges, more may come together
+                busy = sender.next - sender.received >= peer.window // 2  # it owes an acknowledgement
+                if busy and size < payload // 2 and not (sender.finished or sender.probing):
+                    sender.queued = True  # until that comes, more may come together
                     queue.append(sender)
                     continue
                 if together and together + size > payload:
