@@ -145,8 +145,9 @@ class Machine:
         """
         spec = spec.but(identity=new_identity())
         spec = spec.but(network=self._as_found(spec.network))
+        started = self._open(PRIMARY, Start(spec=spec), stdio or Stdio(), START_SECONDS[self.config.accelerator])
         ClockKeeper(self._driver).begin()
-        return self._open(PRIMARY, Start(spec=spec), stdio or Stdio(), START_SECONDS[self.config.accelerator])
+        return started
 
     def exec(
         self, process: Process, stdio: Stdio | None = None, detached: bool = False

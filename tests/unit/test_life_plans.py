@@ -52,6 +52,11 @@ def test_a_clock_is_wrong_if_it_cannot_have_been_right(asked: int, guest: int, a
     assert is_wrong(asked, guest, answered) is wrong
 
 
+@pytest.mark.parametrize(("guest", "wrong"), [(79, True), (80, False), (130, False), (131, True)])
+def test_a_clock_may_be_off_by_what_nobody_notices(guest: int, wrong: bool) -> None:
+    assert is_wrong(100, guest, 110, 20) is wrong
+
+
 @pytest.mark.parametrize(("ranges", "count"), [("0\n", 1), ("0-2\n", 3), ("0-1,4,6-7\n", 5), ("\n", 0)])
 def test_lists_of_processors(ranges: str, count: int) -> None:
     assert count_of(ranges) == count

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.vm
 # 100 take two minutes; what could make two of them alike makes any two alike.
 CLONES = int(os.environ.get("VCH_TEST_CLONES", "20"))
 CLOCK_SECONDS = 0.05
+CORRECTED_SECONDS = 10.0  # far less than until the first regular check
 A_CLONE, BOOTS, MADE = b"a clone of template", b"it boots", b"is made"
 
 WHO_AM_I = """
@@ -96,13 +97,13 @@ def test_their_programs_draw_numbers_of_their_own(home: Path, python_image: str)
 def test_the_clock_is_the_hosts(home: Path, image: str) -> None:
     with container(image, "sleep", "100") as made:
         assert made.machine.cloned
-        best = 1.0
-        for _ in range(10):  # the host may be busy between the two looks: the shortest question tells most
+        best, deadline = 1.0, time.monotonic() + CORRECTED_SECONDS
+        while best >= CLOCK_SECONDS:  # a host that was busy while the time was on its way has it corrected
+            assert time.monotonic() < deadline, best
             asked = time.time()
             guest = made.machine.ping().realtime_ns / 1e9
             answered = time.time()
             best = min(best, max(asked - guest, guest - answered, 0.0))
-        assert best < CLOCK_SECONDS
         assert made.sh("cat /proc/uptime").code == 0
 
 
@@ -124,8 +125,8 @@ def test_an_image_that_leaves_its_machine_id_open_gets_one(vch: Vch, tmp_path: P
 
 
 def test_volumes_are_plugged_in(vch: Vch, image: str) -> None:
-    for word in ("a", "b"):
-        run = vch("run", "-D", "-v", "cloned:/v", "-v", "/scratch", image, "sh", "-c", f"echo {word} >> /v/f; cat /v/f")
+    for write in ("echo a >", "echo b >>"):
+        run = vch("run", "-D", "-v", "cloned:/v", "-v", "/scratch", image, "sh", "-c", f"{write} /v/f; cat /v/f")
         assert A_CLONE in run.stderr
     assert run.stdout == b"a\nb\n"
 
