@@ -28,10 +28,11 @@ from tether.link.messages import (
     Goodbye,
     Ready,
 )
-from tether.link.reactor import Reactor, Watch
+from tether.link.reactor import Reactor
 from tether.link.waking import Wake, pack
 from tether.link.wire import Wire
 from vch import qemu
+from vch.channel import read_channel
 from vch.clone.resume import Resume
 from vch.console import Console
 from vch.errors import GuestError, MachineError, OperationError
@@ -52,8 +53,6 @@ if TYPE_CHECKING:
     from tether.link.record import Record
     from tether.link.stream import Stream
     from vch.transfer import Transfer
-
-READ_SIZE = 64 << 10
 
 
 class Driver:
@@ -223,8 +222,8 @@ class Driver:
         self._sockets = [qmp_end, console_end]
         self._open = {"process", "console", "qmp"}
         self._watch_process(self._process)
-        self._watch_socket("console", console_end, self._console_data)
-        self._watch_socket("qmp", qmp_end, self._qmp_data)
+        read_channel(self.reactor, console_end, self.console.feed, lambda: self._closed("console"))
+        read_channel(self.reactor, qmp_end, self._qmp_data, lambda: self._closed("qmp"))
         self._qmp_end = qmp_end
         if self._config.role is Role.CLONE:
             self._resume = Resume(self._config, self._tell_qemu, lambda: self._wake(link_end))
@@ -302,30 +301,8 @@ class Driver:
         ended_watch = self.reactor.watch(process.pidfd, ended)
         stderr_watch = self.reactor.watch(process.stderr, complained)
 
-    def _watch_socket(self, name: str, end: socket.socket, take: Callable[[bytes], None]) -> None:
-        """Reads a channel for as long as it lasts."""
-
-        def ready(_conditions: int) -> None:
-            try:
-                data = end.recv(READ_SIZE)
-            except BlockingIOError:
-                return
-            except ConnectionResetError:
-                data = b""
-            if data:
-                take(data)
-                return
-            watch.close()
-            end.close()
-            self._closed(name)
-
-        watch: Watch = self.reactor.watch(end.fileno(), ready)
-
     def _closed(self, channel_name: str) -> None:
         self._open.discard(channel_name)
-
-    def _console_data(self, data: bytes) -> None:
-        self.console.feed(data)
 
     def _qmp_data(self, data: bytes) -> None:
         try:

@@ -18,6 +18,7 @@ from typing import Any
 from tether.link.reactor import Reactor
 from tether.link.waking import WAITING
 from vch import qemu
+from vch.channel import read_channel
 from vch.clone.key import template_of
 from vch.clone.store import MEMORY, STATE, Facts, Store, describe_files
 from vch.console import Console
@@ -31,7 +32,7 @@ MIB = 1 << 20
 BOOT_SECONDS = {Accelerator.KVM: 30.0, Accelerator.TCG: 180.0}  # as for any machine (vch/machine.py)
 FREEZE_SECONDS = 30.0  # 15 to 30 ms on an idle host
 SETTLE_SECONDS = 0.05  # from its word to its wait; a template frozen in between is as good, but wakes a little later
-READ_SIZE = 64 << 10
+SAID_BYTES = 1024  # of what the agent says; its word is 16 bytes long
 CAPABILITIES = [{"capability": "x-ignore-shared", "state": True}, {"capability": "events", "state": True}]
 
 
@@ -144,27 +145,14 @@ class _Template:
 
     def _watch(self, process: QemuProcess, monitor: socket.socket, link: socket.socket, console: socket.socket) -> None:
         def take_link(data: bytes) -> None:
-            self._said = (self._said + data)[-READ_SIZE:]
+            self._said = (self._said + data)[-SAID_BYTES:]
 
-        self._watch_socket(monitor, self._take_qmp)
-        self._watch_socket(link, take_link)
-        self._watch_socket(console, self._console.feed)
+        def over() -> None:
+            """The end of the process says what it means."""
+
+        for end, take in ((monitor, self._take_qmp), (link, take_link), (console, self._console.feed)):
+            read_channel(self._reactor, end, take, over)
         ended = self._reactor.watch(process.pidfd, lambda _ready: ended.close())
-
-    def _watch_socket(self, end: socket.socket, take: Any) -> None:
-        def ready(_conditions: int) -> None:
-            try:
-                data = end.recv(READ_SIZE)
-            except BlockingIOError:
-                return
-            except ConnectionResetError:
-                data = b""
-            if data:
-                take(data)
-            else:
-                watch.close()
-
-        watch = self._reactor.watch(end.fileno(), ready)
 
     def _take_qmp(self, data: bytes) -> None:
         try:
