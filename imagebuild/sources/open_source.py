@@ -15,7 +15,7 @@ from imagebuild.registry.settings import RegistrySettings
 from imagebuild.sources.bundle import FolderBundle, TarBundle, open_archive
 from imagebuild.sources.docker_archive import MANIFEST_FILE, DockerArchive
 from imagebuild.sources.oci_layout import LAYOUT_FILE, OciLayout
-from imagebuild.sources.source import RegistrySource, Source
+from imagebuild.sources.source import Source
 from imagebuild.sources.spelling import OCI, OCI_ARCHIVE, STDIN, is_local
 
 _STEP = "open image"
@@ -27,6 +27,8 @@ def open_source(spelled: str, *, settings: RegistrySettings | None = None, spool
     ``spool`` is a folder for archives that must be copied before they can be read (compressed, or from a pipe).
     """
     if not is_local(spelled):
+        from imagebuild.sources.registry_source import RegistrySource  # the HTTP client takes long to import
+
         return RegistrySource(Reference.parse(spelled), settings)
     if spelled == STDIN:
         return _from_archive(open_bundle(spelled, spool), "", "")

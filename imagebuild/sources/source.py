@@ -1,19 +1,16 @@
-"""Where images come from: one small interface, and what implements it for registries; spelling.py lists all kinds."""
+"""Where images come from: one small interface; spelling.py lists all kinds of them."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
 
 from imagebuild.oci.imageconfig import ImageConfig
 from imagebuild.oci.manifest import Descriptor, Manifest
 from imagebuild.oci.platforms import Platform
-from imagebuild.oci.reference import Reference
-from imagebuild.registry.registry import Registry
-from imagebuild.registry.settings import RegistrySettings
 
 
 @dataclass(frozen=True)
@@ -55,28 +52,3 @@ class Source(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class RegistrySource(Source):
-    """An image in a registry."""
-
-    durable = True
-
-    def __init__(self, reference: Reference, settings: RegistrySettings | None = None) -> None:
-        self._reference = reference
-        self._registry = Registry(settings)
-
-    def resolve(self, platform: Platform | None) -> SourceImage:
-        found = self._registry.resolve(self._reference, platform)
-        reference = self._reference
-        name = f"{reference.name}@{reference.digest}" if reference.digest else str(reference)
-        origin = f"{reference.name}@{found.digest}"
-        return SourceImage(found.digest, found.manifest, found.config, (name,), origin)
-
-    @contextmanager
-    def blob(self, descriptor: Descriptor) -> Iterator[Iterator[bytes]]:
-        with self._registry.blob(self._reference, descriptor) as stream:
-            yield iter(stream)
-
-    def close(self) -> None:
-        self._registry.close()
