@@ -53,7 +53,7 @@ def test_standard_streams_and_the_exit_code(over_vsock: Vch, image: str) -> None
 
 
 def test_a_signal_and_the_end_leave_nothing(over_vsock: Vch, image: str) -> None:
-    script = "grep -o tether.link=vsock:2: /proc/cmdline; trap 'echo usr1; exit 9' USR1; while :; do sleep 0.1; done"
+    script = "trap 'echo usr1; exit 9' USR1; grep -o tether.link=vsock:2: /proc/cmdline; while :; do sleep 0.1; done"
     process = over_vsock.start("run", image, "sh", "-c", script)
     until_line(process, b"tether.link=vsock:2:\n")
     qemu = machine_of(process)
