@@ -18,6 +18,8 @@ value.  The fuzzer begins with the published examples of the wire (tests/unit/fr
 
 import gc
 import importlib
+import os
+import signal
 import sys
 import tempfile
 import time
@@ -201,31 +203,39 @@ def try_one(data: bytes) -> None:
     TRIALS[source.byte() % len(TRIALS)](source)
 
 
-def main(arguments: list[str]) -> None:
-    """Runs the fuzzer, or the inputs that are named."""
-    files = [Path(argument) for argument in arguments if Path(argument).is_file()]
-    if files:
-        for file in files:
-            try_one(file.read_bytes())
-        return
-    options = [argument for argument in arguments if argument.startswith("-") and argument != "--seconds"]
-    if "--seconds" in arguments:
-        options.append(f"-max_total_time={int(arguments[arguments.index('--seconds') + 1])}")
+def fuzz(options: list[str], corpus: str) -> None:
+    """Fuzzes until told to stop.  Does not return: libFuzzer ends the process."""
     atheris = importlib.import_module("atheris")  # not among the requirements: make fuzz installs it
     for one in gc.get_objects():  # instrument_all would take a minute for modules that nobody asks about
         if isinstance(one, FunctionType) and str(one.__module__).startswith(("tether.link", "vch.vspc")):
             atheris.instrument_func(one)
+    atheris.Setup([sys.argv[0], "-max_len=4096", "-timeout=10", *options, corpus], try_one)
+    atheris.Fuzz()
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the fuzzer, in a process of its own, or the inputs that are named.  Gives the exit status."""
+    files = [Path(argument) for argument in arguments if Path(argument).is_file()]
+    if files:
+        for file in files:
+            try_one(file.read_bytes())
+        return 0
+    options = [argument for argument in arguments if argument.startswith("-") and argument != "--seconds"]
+    if "--seconds" in arguments:
+        options.append(f"-max_total_time={int(arguments[arguments.index('--seconds') + 1])}")
     began = time.monotonic()
-    print(f"fuzzing the link with {options or 'no limit'}")
+    print(f"fuzzing the link with {options or 'no limit'}", flush=True)
     with tempfile.TemporaryDirectory(prefix="vch-fuzz-") as corpus:
         for number, data in enumerate(seeds()):
             Path(corpus, f"seed-{number}").write_bytes(data)
-        atheris.Setup([sys.argv[0], "-max_len=4096", "-timeout=10", *options, corpus], try_one)
-        try:
-            atheris.Fuzz()
-        finally:
-            print(f"fuzzed for {time.monotonic() - began:.0f} s")
+        child = os.fork()
+        if not child:
+            fuzz(options, corpus)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the child, which says what it has found
+        _, status = os.waitpid(child, 0)
+    print(f"fuzzed for {time.monotonic() - began:.0f} s")
+    return abs(os.waitstatus_to_exitcode(status))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))
