@@ -22,6 +22,18 @@ def until(reactor: Reactor, condition: Callable[[], bool], what: str) -> None:
     assert reactor.run_until(condition, SECONDS), f"waited for {what}"
 
 
+def send_all(reactor: Reactor, end: socket.socket, data: bytes) -> None:
+    """Sends raw bytes while everything else goes on."""
+    view = memoryview(data)
+    deadline = time.monotonic() + SECONDS
+    while view:
+        assert time.monotonic() < deadline
+        try:
+            view = view[end.send(view) :]
+        except BlockingIOError:
+            reactor.run_once(0.01)
+
+
 class EsxHost:
     """One serial port connection, as the host of a VM makes it.  `stream` is the VM's end of its UART."""
 
@@ -78,14 +90,7 @@ class EsxHost:
 
     def say(self, data: bytes) -> None:
         """Sends raw bytes."""
-        view = memoryview(data)
-        deadline = time.monotonic() + SECONDS
-        while view:
-            assert time.monotonic() < deadline
-            try:
-                view = view[self.end.send(view) :]
-            except BlockingIOError:
-                self.reactor.run_once(0.01)
+        send_all(self.reactor, self.end, data)
 
     def command(self, code: int, parameters: bytes = b"") -> None:
         self.say(b"\xff\xfa\xe8" + bytes([code]) + parameters.replace(b"\xff", b"\xff\xff") + b"\xff\xf0")
@@ -158,14 +163,7 @@ class Reader:
         return taken
 
     def write(self, data: bytes) -> None:
-        view = memoryview(data)
-        deadline = time.monotonic() + SECONDS
-        while view:
-            assert time.monotonic() < deadline
-            try:
-                view = view[self.end.send(view) :]
-            except BlockingIOError:
-                self.reactor.run_once(0.01)
+        send_all(self.reactor, self.end, data)
 
     def detach(self) -> int:
         self._watch.close()

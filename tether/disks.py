@@ -4,6 +4,7 @@
 Number" page, SPC-4 7.8.17), and /sys/block/NAME/device links to the SCSI address H:C:T:L.
 """
 
+import errno
 import os
 
 from tether import files
@@ -100,8 +101,20 @@ def _node(disk: Disk) -> str | None:
     if not found:
         return None
     name = partition_name(found[0].name, disk.partition)
-    there = not disk.partition or os.path.exists(f"{_BLOCK}/{found[0].name}/{name}")
-    return f"/dev/{name}" if there and os.path.exists(f"/dev/{name}") else None
+    return f"/dev/{name}" if opens(f"/dev/{name}") else None
+
+
+def opens(node: str) -> bool:
+    """Whether there is a device behind a node.
+
+    The kernel makes the node first and the device a moment later (add_partition() in block/partitions/core.c); until
+    then open(2) says ENXIO.  An event follows when it is done.
+    """
+    try:
+        os.close(os.open(node, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENXIO)  # of anything else the mount says what it is
+    return True
 
 
 def _labelled(disk: Disk) -> str | None:

@@ -18,24 +18,70 @@ if TYPE_CHECKING:
 
 def take_late(agent: "Agent", id: int, message: Record) -> None:
     """Answers a request.  Raises TetherError or OSError."""
-    take = _TAKERS.get(type(message))
+    kind = type(message)
+    work = _WORKS.get(kind)
+    if work is not None:
+        _in_worker(agent, id, message, work)
+        return
+    take = _TAKERS.get(kind)
     if take is None:
-        raise TetherError(type(message).__name__, "nobody here answers this request")
+        raise TetherError(kind.__name__, "nobody here answers this request")
     take(agent, id, message)
 
 
-def _stat(agent: "Agent", id: int, message: Record) -> None:
+# done by a child that is forked for it, in the container's root
+
+
+def _in_worker(agent: "Agent", id: int, message: Record, work: "Callable[[Desk, Record], Record]") -> None:
     from tether.worker import Worker
 
+    sends = message.session if isinstance(message, (late_messages.Get, late_messages.Diff)) else 0
+    takes = message.session if isinstance(message, late_messages.Put) else 0
+    step = type(message).__name__.lower()
+    Worker(step, lambda desk: work(desk, message)).start(agent, id, sends=sends, takes=takes)
+
+
+def _stat(desk: "Desk", message: Record) -> Record:
+    from tether.filestat import file_stat
+
     assert isinstance(message, late_messages.Stat)
-    path = message.path
+    return file_stat(desk, message.path)
 
-    def work(desk: "Desk") -> Record:
-        from tether.filestat import file_stat
 
-        return file_stat(desk, path)
+def _get(desk: "Desk", message: Record) -> Record:
+    from tether.filetransfer import get
 
-    Worker("stat", work).start(agent, id)
+    assert isinstance(message, late_messages.Get)
+    return get(desk, message.path)
+
+
+def _put(desk: "Desk", message: Record) -> Record:
+    from tether.filetransfer import put
+
+    assert isinstance(message, late_messages.Put)
+    return put(desk, message)
+
+
+def _diff(desk: "Desk", _message: Record) -> Record:
+    from tether.filediff import diff
+
+    return diff(desk)
+
+
+def _top(desk: "Desk", message: Record) -> Record:
+    from tether.processes import table
+
+    assert isinstance(message, late_messages.Top)
+    return table(desk, message.columns)
+
+
+def _stats(_desk: "Desk", _message: Record) -> Record:
+    from tether.facts import statistics
+
+    return statistics()
+
+
+# done by PID 1
 
 
 def _network(agent: "Agent", id: int, message: Record) -> None:
@@ -44,76 +90,10 @@ def _network(agent: "Agent", id: int, message: Record) -> None:
     take(agent, id, message)
 
 
-def _get(agent: "Agent", id: int, message: Record) -> None:
-    from tether.worker import Worker
-
-    assert isinstance(message, late_messages.Get)
-    path = message.path
-
-    def work(desk: "Desk") -> Record:
-        from tether.filetransfer import get
-
-        return get(desk, path)
-
-    Worker("get", work).start(agent, id, sends=message.session)
-
-
-def _put(agent: "Agent", id: int, message: Record) -> None:
-    from tether.worker import Worker
-
-    assert isinstance(message, late_messages.Put)
-    wanted = message
-
-    def work(desk: "Desk") -> Record:
-        from tether.filetransfer import put
-
-        return put(desk, wanted)
-
-    Worker("put", work).start(agent, id, takes=message.session)
-
-
-def _diff(agent: "Agent", id: int, message: Record) -> None:
-    from tether.worker import Worker
-
-    assert isinstance(message, late_messages.Diff)
-
-    def work(desk: "Desk") -> Record:
-        from tether.filediff import diff
-
-        return diff(desk)
-
-    Worker("diff", work).start(agent, id, sends=message.session)
-
-
 def _life(agent: "Agent", id: int, message: Record) -> None:
     from tether.liferequests import take
 
     take(agent, id, message)
-
-
-def _top(agent: "Agent", id: int, message: Record) -> None:
-    from tether.worker import Worker
-
-    assert isinstance(message, late_messages.Top)
-    columns = message.columns
-
-    def work(desk: "Desk") -> Record:
-        from tether.processes import table
-
-        return table(desk, columns)
-
-    Worker("top", work).start(agent, id)
-
-
-def _stats(agent: "Agent", id: int, _message: Record) -> None:
-    from tether.worker import Worker
-
-    def work(_desk: "Desk") -> Record:
-        from tether.facts import statistics
-
-        return statistics()
-
-    Worker("stats", work).start(agent, id)
 
 
 def _watch_memory(agent: "Agent", id: int, _message: Record) -> None:
@@ -134,23 +114,25 @@ def _send_log(agent: "Agent", id: int, message: Record) -> None:
     agent.endpoint.answer(id, late_messages.LogSent(bytes=send_log(agent, message.level).sent))
 
 
-_TAKERS: "dict[type[Record], Callable[[Agent, int, Record], None]]" = {
+_WORKS: "dict[type[Record], Callable[[Desk, Record], Record]]" = {
     late_messages.Stat: _stat,
+    late_messages.Get: _get,
+    late_messages.Put: _put,
+    late_messages.Diff: _diff,
+    late_messages.Top: _top,
+    late_messages.Stats: _stats,
+}
+_TAKERS: "dict[type[Record], Callable[[Agent, int, Record], None]]" = {
     late_messages.AddInterface: _network,
     late_messages.RemoveInterface: _network,
     late_messages.SetNames: _network,
     late_messages.Announce: _network,
-    late_messages.Get: _get,
-    late_messages.Put: _put,
-    late_messages.Diff: _diff,
     late_messages.Freeze: _life,
     late_messages.Thaw: _life,
     late_messages.SetClock: _life,
     late_messages.AttachVolume: _life,
     late_messages.DetachVolume: _life,
     late_messages.UseHardware: _life,
-    late_messages.Top: _top,
-    late_messages.Stats: _stats,
     late_messages.WatchMemory: _watch_memory,
     late_messages.SendLog: _send_log,
 }

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.odd_tree import make_odd_tree
 from tether.archive.entry import FILE, FOLDER, HARD_LINK, SYMLINK, ArchiveError, Entry, Segment
 from tether.archive.pack import Packer
 from tether.archive.tarread import TarReader, parse_records
@@ -132,21 +133,7 @@ def gnu_tar(*words: str) -> bytes:
 @pytest.fixture
 def full(tmp_path: Path) -> Path:
     """A tree with a little of everything."""
-    folder = tmp_path / "full"
-    (folder / "sub/deep").mkdir(parents=True)
-    (folder / "plain").write_bytes(b"text\n" * 3)
-    (folder / "big").write_bytes(os.urandom(200_001))
-    (folder / "empty").touch()
-    (folder / "sub/deep" / ("n" * 200)).write_text("long")
-    os.link(folder / "plain", folder / "sub/other")
-    os.symlink("../plain", folder / "sub/link")
-    os.symlink("x/" * 1500, folder / "sub/far")
-    os.mkfifo(folder / "pipe")
-    Path(os.fsdecode(os.fsencode(folder) + b"/\xff\n\xfe")).write_bytes(b"odd")
-    with open(folder / "holes", "wb") as file:
-        file.seek(1 << 20)
-        file.write(b"middle")
-        file.truncate(3 << 20)
+    folder = make_odd_tree(tmp_path / "full", big=200_001, hole=3 << 20)
     os.utime(folder / "plain", ns=(5, -2 * NS))  # (libarchive 3.6 adds a fraction instead of subtracting it)
     os.utime(folder / "big", ns=(5, 1 << 60))
     os.utime(folder / "sub", ns=(1, 123456789))

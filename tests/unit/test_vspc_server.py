@@ -11,7 +11,7 @@ from typing import cast
 
 import pytest
 
-from tests.esx_host import SERVICE, UUID_DIGITS, Site, only, until
+from tests.esx_host import SERVICE, UUID_DIGITS, EsxHost, Reader, Site, only, until
 from tether.link.reactor import Reactor
 from vch.vspc.server import Server
 
@@ -21,6 +21,20 @@ def site() -> Iterator[Site]:
     made = Site()
     yield made
     made.close()
+
+
+def moving(site: Site, sequence: bytes) -> tuple[EsxHost, Reader, EsxHost]:
+    """A VM on its way: the host that it leaves, its stream, and the host that has announced itself."""
+    a = site.host()
+    a.open()
+    stream = only(site)
+    a.command(40, sequence)
+    claim = a.expect(41)
+    assert claim.startswith(sequence)
+    b = site.host()
+    b.arrive(claim)
+    assert b.expect(45) == sequence
+    return a, stream, b
 
 
 class TestServer:
@@ -61,14 +75,7 @@ class TestServer:
         assert a.data == b"before"
 
     def test_vmotion_is_aborted(self, site: Site) -> None:
-        a = site.host()
-        a.open()
-        stream = only(site)
-        a.command(40, b"1")
-        claim = a.expect(41)
-        b = site.host()
-        b.arrive(claim)
-        b.expect(45)
+        a, stream, b = moving(site, b"1")
         stream.write(b"x")
         a.command(48)
         until(site.reactor, lambda: a.data == b"x" and b.closed, "a to go on")
@@ -77,13 +84,7 @@ class TestServer:
 
     def test_the_old_host_never_closes(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("vch.vspc.line.OLD_HOST_SECONDS", 0.1)
-        a = site.host()
-        a.open()
-        stream = only(site)
-        a.command(40, b"1")
-        b = site.host()
-        b.arrive(a.expect(41))
-        b.expect(45)
+        a, stream, b = moving(site, b"1")
         b.command(46, b"1")
         b.serial(b"b")
         assert stream.read(1) == b"b"
@@ -122,14 +123,7 @@ class TestServer:
         assert site.server.complaints
 
     def test_only_the_announced_host_completes(self, site: Site) -> None:
-        a = site.host()
-        a.open()
-        stream = only(site)
-        a.command(40, b"1")
-        claim = a.expect(41)
-        b = site.host()
-        b.arrive(claim)
-        b.expect(45)
+        a, stream, b = moving(site, b"1")
         b.command(46, b"2")
         b.sent_away()
         a.serial(b"still here")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.odd_tree import make_odd_tree
 from tests.vm.harness import Container, container
 from tether.link.late_messages import FileStat
 from vch import files
@@ -68,21 +69,8 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, content: bytes = b"", link:
 @pytest.fixture
 def rich(tmp_path: Path) -> Path:
     """A tree with everything that Linux keeps about a file."""
-    folder = tmp_path / "rich"
-    (folder / "sub/deep").mkdir(parents=True)
-    (folder / "plain").write_bytes(b"text\n" * 3)
-    (folder / "big").write_bytes(os.urandom(3_000_001))
-    (folder / "empty").touch()
-    (folder / ("n" * 255)).write_text("long")
-    os.link(folder / "plain", folder / "sub/other")
-    os.symlink("../plain", folder / "sub/link")
-    os.symlink("x/" * 1000, folder / "sub/far")
-    os.mkfifo(folder / "pipe")
-    Path(os.fsdecode(os.fsencode(folder) + b"/\xff\n\xfe")).write_bytes(b"odd")
-    with open(folder / "holes", "wb") as file:
-        file.seek(1 << 20)
-        file.write(b"middle")
-        file.truncate(50 << 20)
+    folder = make_odd_tree(tmp_path / "rich", big=3_000_001, hole=50 << 20)
+    (folder / ("n" * 255)).write_text("longest")
     os.setxattr(folder / "plain", "user.note", b"\0binary\n=\xff")
     os.chmod(folder / "sub", 0o1777)
     os.chmod(folder / "big", 0o4711)
