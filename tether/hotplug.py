@@ -1,4 +1,5 @@
-"""Processors and memory that are plugged into the running VM, in a child of PID 1 (tether/worker.py).
+"""Processors and memory that are plugged into the running VM: waited for in a child of PID 1 (tether/worker.py), or,
+before the VM is told what to run, in PID 1 itself.
 
 The kernel finds them by itself (ACPI) and says so with an event; processors have to be switched on, and memory too
 where the kernel was not built to do that (CONFIG_MEMORY_HOTPLUG_DEFAULT_ONLINE).
@@ -25,6 +26,16 @@ def use_hardware(wanted: UseHardware) -> HardwareInUse:
         wait_for(f"{wanted.added_mib} MiB of memory more", lambda: _enough_memory(wanted),
                  lambda: f"{_blocks() * _block_size() // _MIB} MiB are in use")
     return HardwareInUse(cpus=_cpus(), memory_kib=total_kib(files.read("/proc/meminfo").decode()))
+
+
+def settle_in(wanted: UseHardware) -> HardwareInUse:
+    """As use_hardware, for a VM that runs nothing yet: after this it is as if it had booted with all of it."""
+    from tether.derived import derive_anew
+
+    in_use = use_hardware(wanted)
+    if wanted.added_mib:
+        derive_anew(in_use.memory_kib)
+    return in_use
 
 
 def count_of(ranges: str) -> int:

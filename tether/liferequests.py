@@ -92,9 +92,12 @@ def _detach(agent: "Agent", id: int, message: DetachVolume) -> None:
 
 
 def _use(agent: "Agent", id: int, message: UseHardware) -> None:
-    def work(_desk: "Desk") -> Record:
-        from tether.hotplug import use_hardware
+    from tether.hotplug import settle_in, use_hardware
 
+    def work(_desk: "Desk") -> Record:
         return use_hardware(message)
 
+    if agent.container is None:  # there is nothing else to do yet, and nobody who would have to wait
+        agent.endpoint.answer(id, settle_in(message))
+        return
     Worker("use hardware", work).start(agent, id)

@@ -21,6 +21,7 @@ ALWAYS = (
     f"console={CONSOLE_DEVICE}",
     "panic=-1",  # reboot at once: with -no-reboot QEMU ends, and we know within milliseconds
     "dummy.numdummies=0",  # or each container sees an interface dummy0
+    "swiotlb=noforce",  # no device here needs bounce buffers; where memory can be added they would take 64 MiB
     "percpu_alloc=page",  # one processor's variables in pages of 4 KiB instead of 2 MiB: 4 MiB of memory less
 )
 EMULATED = (

@@ -141,6 +141,8 @@ class Driver:
 
     def join(self, seconds: float) -> bool:
         """Waits for the thread to end, which is after the machine's and when all output is written."""
+        if self._thread.ident is None:  # it was never started
+            return True
         self._thread.join(seconds)
         return not self._thread.is_alive()
 

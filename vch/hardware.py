@@ -22,7 +22,7 @@ from tether.link.late_messages import (
 )
 from tether.spec import Disk, Volume
 from vch.errors import MachineError, UsageError
-from vch.qemu import blockdev
+from vch.qemu import BLOCK_MIB, blockdev
 
 if TYPE_CHECKING:
     from tether.link.record import Record
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 
 GUEST_SECONDS = 90.0  # for the guest to see a device, mount it and fill it, or to write out what it holds
 FREEZE_MS = 60_000
-BLOCK_MIB = 128  # Linux, memory_block_size_bytes() on x86: memory comes and goes in such blocks
 _CONTROLLER = "scsi.0"
 
 
 class Hardware:
     """What has been added to one machine so far."""
 
-    def __init__(self, driver: Driver, config: MachineConfig) -> None:
-        self._driver, self._config = driver, config
+    def __init__(self, driver: Driver, config: MachineConfig, boot_mib: int) -> None:
+        """`boot_mib`: the memory that QEMU was started with, which a clone's may be less than its machine's."""
+        self._driver, self._config, self._boot_mib = driver, config, boot_mib
         self._numbers = count()
         self._disks: dict[bytes, str] = {}  # path in the container -> ID of its device
         self._added_mib = 0
@@ -133,7 +133,7 @@ class Hardware:
         return self._use()
 
     def _use(self) -> HardwareInUse:
-        wanted = UseHardware(cpus=self._cpus, boot_mib=self._config.memory_mib, added_mib=self._added_mib)
+        wanted = UseHardware(cpus=self._cpus, boot_mib=self._boot_mib, added_mib=self._added_mib)
         return cast("HardwareInUse", self._ask(wanted))
 
     # both ends

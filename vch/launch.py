@@ -98,7 +98,9 @@ class Launch:
     def cloning(self) -> Cloning | None:
         """What it is cloned from; None: it boots."""
         folder = self.settings.templates
-        return None if self.options.cold or folder is None else Cloning(Store(folder))
+        if self.options.cold or folder is None:
+            return None
+        return Cloning(Store(folder), standard_mib=self.settings.memory // MIB)
 
     def placement(self, terminal: Terminal | None = None) -> Placement:
         """What the machine brings to the spec."""

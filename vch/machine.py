@@ -23,6 +23,7 @@ from vch.clone.key import clone_of
 from vch.clone.origin import Cloning
 from vch.driver import Driver
 from vch.errors import BootError, DeadlineError, MachineError
+from vch.explain import Stage
 from vch.identity import new_identity
 from vch.keep_clock import ClockKeeper
 from vch.promise import Promise
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from tether.link.late_messages import HardwareInUse, InterfaceUp, SetNames
     from tether.link.record import Record
+    from vch.clone.store import Template
     from vch.hardware import Hardware
     from vch.sinks import Sink
 
@@ -79,6 +81,7 @@ class Machine:
         self._numbers = itertools.count(PRIMARY + 1)
         self._booted = False
         self._hardware: Hardware | None = None
+        self._boot_mib = config.memory_mib  # what QEMU was started with
 
     def __enter__(self) -> Machine:
         self.boot()
@@ -97,21 +100,42 @@ class Machine:
         if cloning is None or template is None:
             return self._come_up(BOOT_SECONDS[self.config.accelerator])
         cold = self._driver
-        config = clone_of(self.config, Frozen(template.memory, template.state))
-        self._driver = Driver(config, self._program, self._on_notice)
         try:
-            ready = self._come_up(WAKE_SECONDS[self.config.accelerator])
+            ready = self._wake(template)
         except MachineError as error:
             if self._killed:
                 raise
-            cloning.give_up(template, error)
+            if self._driver.stage is Stage.READY:
+                cloning.give_up_growing(self.config, self._program)
+            else:
+                cloning.give_up(template, error)
             self._on_detail(f"it boots, because its clone did not come up: {error}")
-            self._driver = cold  # of the clone nothing is left
+            self._driver, self._hardware = cold, None  # of the clone nothing is left
+            self._boot_mib = self.config.memory_mib
             return self._come_up(BOOT_SECONDS[self.config.accelerator])
         finally:
             template.close()
         self.cloned, self._mac = True, TEMPLATE_MAC
         return ready
+
+    def _wake(self, template: Template) -> Ready:
+        """Starts as a clone, with the memory that its template lacks plugged in.  As _come_up."""
+        self._boot_mib = template.facts.memory_mib
+        config = clone_of(self.config, Frozen(template.memory, template.state), self._boot_mib)
+        self._driver = Driver(config, self._program, self._on_notice)
+        ready = self._come_up(WAKE_SECONDS[self.config.accelerator])
+        try:
+            self._grow(self._boot_mib, self.config.memory_mib)
+        except BaseException:
+            self._close_driver()
+            raise
+        return ready
+
+    def _grow(self, from_mib: int, to_mib: int) -> None:
+        """Plugs in what is missing.  Raises MachineError."""
+        if to_mib > from_mib:
+            self._on_detail(f"{to_mib - from_mib} MiB of memory are plugged in")
+            self.add_memory(to_mib - from_mib)
 
     def _come_up(self, seconds: float) -> Ready:
         """Starts the driver, and waits for the agent's Ready.  Whatever goes wrong: QEMU is gone then."""
@@ -129,13 +153,14 @@ class Machine:
             raise
 
     def adopt(self, config: MachineConfig) -> None:
-        """Gives disks and ports of `config` to a machine that has booted without any, and is like it otherwise.
+        """Gives disks, ports and more memory of `config` to a machine that has none yet, and is like it otherwise.
 
         Raises MachineError; then it is of no use any more.
         """
         from vch.clone.adopt import adopt
 
         adopt(self._driver.monitor, config)
+        self._grow(self.config.memory_mib, config.memory_mib)
         self.config = config
 
     def start(self, spec: Spec, stdio: Stdio | None = None) -> tuple[Session, Started]:
@@ -260,7 +285,7 @@ class Machine:
         if self._hardware is None:
             from vch.hardware import Hardware
 
-            self._hardware = Hardware(self._driver, self.config)
+            self._hardware = Hardware(self._driver, self.config, self._boot_mib)
         return self._hardware
 
     def join(self, seconds: float) -> MachineError:

@@ -6,8 +6,9 @@
         with vch.Machine("debian:12", pool=pool) as machine:      # this one has been waiting
             ...
 
-A machine that waits has no disks, no published ports and no name: it gets them when it is taken, so one kind (memory,
-processors, kernel, network) serves every image.  Its entropy and clock are given to it again with its spec.
+A machine that waits has no disks, no published ports and no name: it gets them when it is taken, so one kind
+(processors, kernel, network) serves every image.  Memory that it lacks is plugged in; a kind has the least that was
+asked for so far.  Its entropy and clock are given to it again with its spec.
 
 Whoever is taken is replaced, but not before what it was taken for has had time to start; and a host that is short of
 memory keeps none.
@@ -22,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 
+from vch.clone.key import growable, smaller
 from vch.clone.origin import Cloning
 from vch.errors import OperationError
 from vch.machine import Machine
@@ -123,14 +125,14 @@ class Pool:
     def _kind(self, config: MachineConfig, program: str, cloning: Cloning | None) -> _Kind:
         network = config.network
         plain = None if network is None else replace(network, mac=_WAITING_MAC, published=())
-        bare = replace(config, name="pool", drives=(), fd_sets={}, network=plain)
+        bare = growable(replace(config, name="pool", drives=(), fd_sets={}, network=plain))
         with self._changed:
-            for kind in self._kinds:
-                if kind.config == bare and kind.program == program:
-                    break
-            else:
-                kind = _Kind(bare, program, cloning)
-                self._kinds.append(kind)
+            fit = [kind for kind in self._kinds if kind.program == program and kind.config in (
+                bare, smaller(bare, kind.config.memory_mib))]
+            if not fit:
+                fit = [_Kind(bare, program, cloning)]
+                self._kinds += fit
+            kind = max(fit, key=lambda one: one.config.memory_mib)
             kind.due = math.inf
         return kind
 

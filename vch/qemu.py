@@ -30,6 +30,7 @@ CONSOLE_DEVICE = "ttyS0"
 LINK_UART = "ttyS1"
 LINK_VSOCK_PORT = 5180  # where tether connects to at a device of our own
 MEMORY_SLOTS = 16  # how often memory can be added
+BLOCK_MIB = 128  # Linux, memory_block_size_bytes() on x86: memory comes and goes in such blocks
 HOST_CID = 2  # VMADDR_CID_HOST
 TEMPLATE_MAC = "02:00:00:00:00:00"  # of the NIC of every template, and of a clone's until it has its own
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.template_parts import KEY, a_machine, put
 from tether.kernelargs import parse
 from tether.link import waking
 from tether.link.errors import LinkError
@@ -21,15 +22,13 @@ from tether.spec import Identity
 from vch.clone import store as store_module
 from vch.clone.key import TEMPLATE_WORD, clone_of, fits, key_of, template_of
 from vch.clone.origin import Cloning
-from vch.clone.store import MEMORY, RECORD, STATE, Facts, Store, describe_files
+from vch.clone.store import MEMORY, RECORD, STATE, Store
 from vch.errors import BootError, HostError
 from vch.ports import Published
 from vch.qemu import (
     TEMPLATE_MAC,
     Accelerator,
-    BootFiles,
     Channels,
-    Drive,
     Frozen,
     LinkKind,
     MachineConfig,
@@ -37,17 +36,12 @@ from vch.qemu import (
     command_line,
 )
 
-KEY = "ab" * 16
 CHANNELS = Channels(qmp=3, link=4, console=5)
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> MachineConfig:
-    for name in ("kernel", "initramfs", "qemu"):
-        (tmp_path / name).write_bytes(name.encode())
-    boot = BootFiles(tmp_path / "kernel", tmp_path / "initramfs", ("quiet", "panic=-1"))
-    return MachineConfig("web", Accelerator.TCG, 256, 1, boot, (Drive("image", "/i.vmdk", True),),
-                         UserNetwork("02:01:02:03:04:05"))
+    return a_machine(tmp_path)
 
 
 def key(config: MachineConfig) -> str:
@@ -111,14 +105,14 @@ def test_template_and_clone_have_the_same_devices(config: MachineConfig) -> None
         return [word.replace(",netdev=net", "") for before, word in pairwise(words) if before == "-device"]
 
     frozen = Frozen(7, 8)
-    assert devices(template_of(config, frozen)) == devices(clone_of(config, frozen))
-    assert any(TEMPLATE_MAC in device for device in devices(clone_of(config, frozen)))
+    assert devices(template_of(config, frozen)) == devices(clone_of(config, frozen, 256))
+    assert any(TEMPLATE_MAC in device for device in devices(clone_of(config, frozen, 256)))
 
 
 def test_a_template_shares_its_memory_and_a_clone_does_not(config: MachineConfig) -> None:
     frozen = Frozen(7, 8)
     template = " ".join(command_line(template_of(config, frozen), CHANNELS))
-    clone = " ".join(command_line(clone_of(config, frozen), CHANNELS))
+    clone = " ".join(command_line(clone_of(config, frozen, 256), CHANNELS))
     assert "mem-path=/proc/self/fd/7,share=on" in template
     assert "mem-path=/proc/self/fd/7,share=off,reserve=off" in clone
     assert TEMPLATE_WORD in template
@@ -128,20 +122,6 @@ def test_a_template_shares_its_memory_and_a_clone_does_not(config: MachineConfig
 
 
 # the store
-
-
-def put(store: Store, key: str = KEY, memory: bytes = b"m" * 4096, state: bytes = b"state") -> Path:
-    """A template of these files."""
-    with store.making(key) as scratch:
-        assert scratch is not None
-        (scratch / MEMORY).write_bytes(memory)
-        (scratch / STATE).write_bytes(state)
-        opened = [os.open(scratch / name, os.O_RDONLY) for name in (MEMORY, STATE)]
-        facts = Facts(key, "pico", 256, 1, True, "tcg", 0.0, **describe_files(*opened))
-        for descriptor in opened:
-            os.close(descriptor)
-        store.complete(scratch, facts)
-    return store.folder / key
 
 
 def test_what_is_put_is_found(tmp_path: Path) -> None:

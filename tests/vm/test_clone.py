@@ -131,6 +131,37 @@ def test_volumes_are_plugged_in(vch: Vch, image: str) -> None:
     assert run.stdout == b"a\nb\n"
 
 
+# memory
+
+MEMORY_OF_IT = "awk '/MemTotal/ {print $2}' /proc/meminfo; cat /proc/sys/kernel/threads-max; ulimit -u"
+
+
+def memory_told(vch: Vch, image: str, size: str) -> tuple[list[int], bytes]:
+    """KiB, threads and processes that a machine of this size may have; and what was said of how it came to be."""
+    run = vch("run", "-D", "-m", size, image, "sh", "-c", MEMORY_OF_IT)
+    assert A_CLONE in run.stderr, run.stderr
+    return [int(line) for line in run.stdout.split()], run.stderr
+
+
+def test_more_memory_than_the_template_has(vch: Vch, image: str, own_templates: Path) -> None:
+    (less, threads, processes), _ = memory_told(vch, image, "256m")
+    more, said = memory_told(vch, image, "512m")
+    assert b"256 MiB of memory are plugged in" in said
+    assert MADE not in said
+    assert more[0] - less == 256 * 1024
+    assert (more[1] > 2 * threads, more[2] > 2 * processes) == (True, True)
+    assert vch("template", "build", "-m", "512m").returncode == 0
+    own, said = memory_told(vch, image, "512m")
+    assert b"plugged in" not in said
+    assert all(abs(one - other) < other // 10 for one, other in zip(own, more, strict=True)), (own, more)
+
+
+def test_less_memory_has_a_template_of_its_own(vch: Vch, image: str, own_templates: Path) -> None:
+    (kib, *_), said = memory_told(vch, image, "128m")
+    assert MADE in said
+    assert kib < 128 * 1024
+
+
 # falling back
 
 

@@ -84,6 +84,16 @@ def test_volumes_and_ports(pool: vch.Pool, image: str) -> None:
         assert machine.exec("cat", "/v/f", check=True).stdout == "kept\n"
 
 
+def test_more_memory_than_those_that_wait_have(pool: vch.Pool, image: str) -> None:
+    waiting = until_waiting(pool)
+    with vch.Machine(image, pool=pool, memory="512m") as machine:
+        assert waiting <= set(machines_of(os.getpid()))
+        told = machine.exec("awk", "/MemTotal/ {print $2}", "/proc/meminfo", check=True).stdout
+        assert 2 * 240 * 1024 < int(told) < 512 * 1024
+        assert machine.machine.add_memory(128).memory_kib == int(told) + 128 * 1024
+    assert all(gone(pid) for pid in waiting)
+
+
 def test_one_that_died_while_it_waited_is_passed_over(pool: vch.Pool, image: str) -> None:
     for pid in until_waiting(pool):
         os.kill(pid, 9)

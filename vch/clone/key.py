@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from vch import qemu
-from vch.qemu import Channels, Frozen, LinkKind, MachineConfig, Role, UserNetwork
+from vch.qemu import BLOCK_MIB, Channels, Frozen, LinkKind, MachineConfig, Role, UserNetwork
 
 FORMAT = 1  # of the files of a template, and of what its guest and its clones' hosts agree on
 TEMPLATE_WORD = "tether.template"  # of the kernel command line (tether/kernelargs.py)
@@ -21,6 +21,7 @@ _DEBUG_WORD, _QUIET_WORD = "tether.debug", "quiet"
 _CPU_FACTS = ("vendor_id", "model name", "stepping", "flags")
 _CPU_BYTES = 16384  # of /proc/cpuinfo: more than what it says of one processor
 _NOWHERE = Channels(0, 0, 0)
+GROWS_TO_MIB = 64 << 10  # the room for memory that is added to clones: it costs nothing until it is used
 
 
 def fits(config: MachineConfig) -> bool:
@@ -30,11 +31,28 @@ def fits(config: MachineConfig) -> bool:
     return usual and config.role is Role.COLD and TEMPLATE_WORD not in config.boot.arguments
 
 
+def growable(config: MachineConfig) -> MachineConfig:
+    """This machine with room for more memory, as every template and every clone has it."""
+    room = GROWS_TO_MIB if fits(config) and config.memory_mib < GROWS_TO_MIB else 0
+    return replace(config, max_memory_mib=config.max_memory_mib or room)
+
+
+def smaller(config: MachineConfig, memory_mib: int) -> MachineConfig | None:
+    """The machine of `memory_mib` that becomes this one when the rest is plugged in; None if none does.
+
+    Memory is added in whole blocks, and not taken away.
+    """
+    missing = config.memory_mib - memory_mib
+    if missing <= 0 or missing % BLOCK_MIB or config.memory_mib > growable(config).max_memory_mib:
+        return None
+    return replace(growable(config), memory_mib=memory_mib)
+
+
 def template_of(config: MachineConfig, frozen: Frozen) -> MachineConfig:
     """The machine that this one could be a clone of."""
     arguments = tuple(_QUIET_WORD if word == _DEBUG_WORD else word for word in config.boot.arguments)
     return replace(
-        config,
+        growable(config),
         name="template",
         boot=replace(config.boot, arguments=(*arguments, TEMPLATE_WORD)),
         drives=(),
@@ -45,9 +63,9 @@ def template_of(config: MachineConfig, frozen: Frozen) -> MachineConfig:
     )
 
 
-def clone_of(config: MachineConfig, frozen: Frozen) -> MachineConfig:
-    """This machine as a clone."""
-    return replace(config, role=Role.CLONE, frozen=frozen)
+def clone_of(config: MachineConfig, frozen: Frozen, memory_mib: int) -> MachineConfig:
+    """This machine as a clone of a template that has `memory_mib`."""
+    return replace(growable(config), memory_mib=memory_mib, role=Role.CLONE, frozen=frozen)
 
 
 def key_of(config: MachineConfig, program: str) -> str:
