@@ -23,6 +23,7 @@ QUICK_NS = 1_000_000_000
 # mended soon, the rest by the regular check; most machines do not live to see either, and pay for none.
 SOON_SECONDS = 1.0
 NOTICED_NS = 20_000_000
+SOON_CHECKS = 10  # as long as it is wrong, or cannot be told: the way of a correction may have been long, too
 
 
 class ClockKeeper:
@@ -31,39 +32,34 @@ class ClockKeeper:
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self._asked_ns = 0
-        self._waiting = False
-        self._tolerance_ns = NOTICED_NS
+        self._soon = SOON_CHECKS  # how many more there may be
 
     def begin(self) -> None:
         """Checks soon, and from time to time until the machine ends; from any thread."""
         self._driver.post(lambda: self._later(SOON_SECONDS))
 
     def _later(self, seconds: float) -> None:
-        self._driver.reactor.call_later(seconds, self._tick)
-
-    def _tick(self) -> None:
-        self.check()
-        self._later(EVERY_SECONDS)
+        self._driver.reactor.call_later(seconds, self.check)
 
     def check(self) -> None:
         """Asks the guest for its time."""
-        if self._waiting:
-            return
-        self._waiting, self._asked_ns = True, time.time_ns()
+        self._asked_ns = time.time_ns()
         self._driver.loop_request(Ping(), self._answered)
 
     def _answered(self, answer: Promise[Record]) -> None:
-        self._waiting = False
         if answer.error is not None:
             return
         pong = answer.result(0)
         assert isinstance(pong, Pong)
         now = time.time_ns()
-        tolerance, self._tolerance_ns = self._tolerance_ns, 0
-        if is_wrong(self._asked_ns, pong.realtime_ns, now, tolerance):
+        wrong = is_wrong(self._asked_ns, pong.realtime_ns, now, NOTICED_NS if self._soon else 0)
+        if wrong:
             from tether.link.late_messages import SetClock
 
             self._driver.loop_request(SetClock(realtime_ns=time.time_ns()))
+        again = wrong or now - self._asked_ns >= QUICK_NS
+        self._soon = self._soon - 1 if again and self._soon else 0
+        self._later(SOON_SECONDS if self._soon else EVERY_SECONDS)
 
 
 def is_wrong(asked_ns: int, guest_ns: int, answered_ns: int, tolerance_ns: int = 0) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tether.clock import STEP_NS, must_step
+from tether.clock import STEP_BACK_NS, STEP_FORWARD_NS, must_step
 from tether.deadline import do_within
 from tether.detach import place_of_device
 from tether.faults import TetherError
@@ -36,8 +36,8 @@ def values(option: str, line: list[str]) -> list[str]:
     return [after for word, after in pairwise(line) if word == option]
 
 
-@pytest.mark.parametrize(("behind", "step"), [(0, False), (STEP_NS, False), (-STEP_NS, False), (STEP_NS + 1, True),
-                                              (-STEP_NS - 1, True)])
+@pytest.mark.parametrize(("behind", "step"), [(0, False), (STEP_FORWARD_NS, False), (STEP_FORWARD_NS + 1, True),
+                                              (-STEP_BACK_NS, False), (-STEP_BACK_NS - 1, True)])
 def test_small_differences_are_slewed(behind: int, step: bool) -> None:
     assert must_step(behind) is step
 
