@@ -25,6 +25,7 @@ from pathlib import Path
 import zstandard
 
 from imagebuild.boot import cpio, runtime
+from imagebuild.boot.elfstrip import without_unwinding
 from imagebuild.boot.kernel import Kernel, boot_modules, demand_modules
 from imagebuild.boot.kernel_cache import Progress, silent
 from imagebuild.boot.modstrip import stripped
@@ -197,7 +198,7 @@ def init_source(root: Path) -> Path:
 
 
 def _copied(path: str, source: Path, mode: int = 0o644, name: str = "") -> Part:
-    return Part(cpio.file(path, source.read_bytes(), mode), source, name)
+    return Part(cpio.file(path, without_unwinding(source.read_bytes()), mode), source, name)
 
 
 def _forget_old(folder: Path) -> None:
@@ -216,7 +217,7 @@ def _key(python: runtime.Runtime, root: Path, modules: Modules) -> str:
     """A digest of all inputs: sources by content, what packages installed by name, size and time of change."""
     digest = hashlib.sha256(python.fingerprint().encode())
     builder = Path(__file__).resolve().parent
-    ours = ("cpio.py", "elf.py", "initramfs.py", "modstrip.py", "reasons.py", "runtime.py")
+    ours = ("cpio.py", "elf.py", "elfstrip.py", "initramfs.py", "modstrip.py", "reasons.py", "runtime.py")
     for module in (*runtime.agent_modules(root, AGENT), *(runtime.Module(name, builder / name) for name in ours)):
         digest.update(f"\0{module.name}\0".encode())
         digest.update(module.file.read_bytes())

@@ -1,4 +1,4 @@
-"""Kernel modules without their signatures and type information."""
+"""Kernel modules without their signatures, type information and unwinding tables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from imagebuild.boot.modstrip import stripped, without_signature, without_types
+from imagebuild.boot.modstrip import stripped, without_signature, without_tables
 
 SIGNATURE = b"s" * 256
 
@@ -21,11 +21,22 @@ def signed(module: bytes, length: int = len(SIGNATURE)) -> bytes:
 
 @pytest.fixture(scope="module")
 def module(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """An object file with a .BTF section, by the assembler."""
+    """An object file with the sections that are not wanted, and others, by the assembler."""
     if not shutil.which("as"):
         pytest.skip("needs binutils")
     folder = tmp_path_factory.mktemp("module")
-    text = '.section .BTF\n.ascii "types of this module"\n.section .BTF_ids\n.ascii "ids"\n.text\n.ascii "code"\n'
+    text = """
+        .section .BTF
+        .ascii "types of this module"
+        .section .BTF_ids
+        .ascii "ids"
+        .section .orc_unwind, "a"
+        .ascii "frames"
+        .section .orc_unwind_ip, "a"
+        .long code - .
+        .text
+        code: .ascii "code"
+    """
     subprocess.run(["as", "-o", folder / "m.o"], input=text.encode(), cwd=folder, check=True)
     return (folder / "m.o").read_bytes()
 
@@ -47,13 +58,21 @@ class TestSignature:
         assert without_signature(content) == content
 
 
-class TestTypes:
-    def test_readelf_no_longer_finds_them_but_everything_else(self, module: bytes, tmp_path: Path) -> None:
-        before, after = sections(module, tmp_path), sections(without_types(module), tmp_path)
-        assert " .BTF " in before
-        assert after == before.replace(" .BTF ", " .btf ")
-        assert b"types of this module" not in without_types(module)
-        assert b"code" in without_types(module)
+class TestTables:
+    def test_the_kernel_no_longer_finds_them_but_everything_else(self, module: bytes, tmp_path: Path) -> None:
+        before, after = sections(module, tmp_path), sections(without_tables(module), tmp_path)
+        for name in (".BTF", ".orc_unwind", ".orc_unwind_ip", ".rela.orc_unwind_ip"):
+            assert f" {name} " in before
+            assert f" {name} " not in after
+        assert after.count("PROGBITS") == before.count("PROGBITS")
+        assert " .BTF_ids " in after
+        assert b"types of this module" not in without_tables(module)
+        assert b"frames" not in without_tables(module)
+        assert b"code" in without_tables(module)
+
+    def test_the_kernel_has_no_memory_for_them(self, module: bytes, tmp_path: Path) -> None:
+        lines = sections(without_tables(module), tmp_path).splitlines()
+        assert not [line for line in lines if ".ORC_UNWIND" in line.upper() and " A " in line]
 
     @pytest.mark.parametrize("content", [b"", b"\x7fELF", bytes(64), b"\xff" * 100])
     def test_what_is_no_module_stays(self, content: bytes) -> None:
