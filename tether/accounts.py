@@ -10,6 +10,10 @@ import errno
 from tether.faults import TetherError
 from tether.link.record import Record
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 MAX_ID = 2**31 - 1  # as Docker accepts
 PASSWD_FIELDS = 7
 GROUP_FIELDS = 4
@@ -42,45 +46,45 @@ class User(Record):
     home: bytes = ROOT_HOME
 
 
-def parse_passwd(text: bytes) -> list[User]:
-    """The users of a passwd file; lines that are none are passed over, as every C library does."""
-    users = []
+def parse_passwd(text: bytes, part: bytes = b"") -> "Iterator[User]":
+    """The users of a passwd file whose lines have `part` in them; lines that are none are passed over, as every C
+    library does."""
     for line in text.splitlines():
-        fields = line.split(b":")
-        if len(fields) >= PASSWD_FIELDS and fields[2].isdigit() and fields[3].isdigit():
-            users.append(User(name=fields[0], uid=int(fields[2]), gid=int(fields[3]), home=fields[5] or ROOT_HOME))
-    return users
+        if part in line:
+            fields = line.split(b":")
+            if len(fields) >= PASSWD_FIELDS and fields[2].isdigit() and fields[3].isdigit():
+                yield User(name=fields[0], uid=int(fields[2]), gid=int(fields[3]), home=fields[5] or ROOT_HOME)
 
 
-def parse_groups(text: bytes) -> list[Group]:
-    """The groups of a group file; lines that are none are passed over."""
-    groups = []
+def parse_groups(text: bytes, part: bytes = b"") -> "Iterator[Group]":
+    """The groups of a group file, in the same way."""
     for line in text.splitlines():
-        fields = line.split(b":")
-        if len(fields) >= GROUP_FIELDS and fields[2].isdigit():
-            members = tuple(name for name in fields[3].split(b",") if name)
-            groups.append(Group(name=fields[0], gid=int(fields[2]), members=members))
-    return groups
+        if part in line:
+            fields = line.split(b":")
+            if len(fields) >= GROUP_FIELDS and fields[2].isdigit():
+                members = tuple(name for name in fields[3].split(b",") if name)
+                yield Group(name=fields[0], gid=int(fields[2]), members=members)
 
 
 def resolve(asked: str, passwd: bytes, group: bytes, more: tuple[str, ...] = ()) -> Account:
     """The account for Docker's USER string, with `more` groups.  Raises TetherError for a name without an entry."""
     user_part, _, group_part = asked.partition(":")
-    user = _find_user(user_part, parse_passwd(passwd))
-    groups = parse_groups(group)
+    user = _find_user(user_part, passwd)
+    others: list[int] = []
     if group_part:
-        gid, others = _find_group(group_part, groups), []
+        gid = _find_group(group_part, group)
     else:
         gid = user.gid
-        others = [entry.gid for entry in groups if user.name and user.name in entry.members]
-    others += [_find_group(name, groups) for name in more]
+        if user.name:
+            others = [entry.gid for entry in parse_groups(group, user.name) if user.name in entry.members]
+    others += [_find_group(name, group) for name in more]
     return Account(uid=user.uid, gid=gid, groups=tuple(dict.fromkeys((gid, *others))), home=user.home)
 
 
-def _find_user(asked: str, users: list[User]) -> User:
+def _find_user(asked: str, passwd: bytes) -> User:
     number = _number("user", asked or "0")
     name = asked.encode("utf-8", "surrogateescape")
-    for user in users:
+    for user in parse_passwd(passwd, name if number is None else b"%d" % number):
         if (asked and user.name == name) or user.uid == number:
             return user
     if number is None:
@@ -89,12 +93,12 @@ def _find_user(asked: str, users: list[User]) -> User:
     return User(name=b"", uid=number, gid=0)
 
 
-def _find_group(asked: str, groups: list[Group]) -> int:
+def _find_group(asked: str, group: bytes) -> int:
     number = _number("group", asked)
     name = asked.encode("utf-8", "surrogateescape")
-    for group in groups:
-        if group.name == name or group.gid == number:
-            return group.gid
+    for entry in parse_groups(group, name if number is None else b"%d" % number):
+        if entry.name == name or entry.gid == number:
+            return entry.gid
     if number is None:
         raise TetherError(f"group {asked}", "no matching entries in group file", errno.EINVAL,
                           "use a group of the image, or a number")

@@ -11,6 +11,7 @@ from tether.console import say
 from tether.execute import Place
 from tether.faults import TetherError, fault_of, one_line
 from tether.spec import Spec
+from tether.starters import Starters
 from tether.syscalls import MNT_DETACH, MS_RDONLY, MS_REMOUNT, mount, umount
 from tether.terminal import open_devpts
 
@@ -38,6 +39,7 @@ class Container:
         self.spec = spec
         self.plan = root.plan_root(spec.root)
         self._root = self._devpts = -1
+        self._starters: Starters | None = None
         self._live: LiveNetwork | None = None
         self._writable: list[str] = []  # mounted disks that may hold data
         self.hold: Hold | None = None  # while they are frozen
@@ -125,12 +127,14 @@ class Container:
     @property
     def place(self) -> Place:
         """Where its processes start."""
-        place = Place(root=self._root, devpts=self._devpts, hostname=self.spec.network.hostname)
+        hostname = self.spec.network.hostname
+        place = Place(root=self._root, devpts=self._devpts, hostname=hostname)
         if self.spec.own_pids:
             from tether.namespaces import PidNamespace  # few ask for it
 
             return place.but(pids=PidNamespace())
-        return place
+        self._starters = Starters(self._root, hostname)
+        return place.but(starters=self._starters)
 
     def disks(self) -> list[str]:
         """Where the disks are mounted that may change."""
@@ -147,6 +151,8 @@ class Container:
         """Leaves every disk clean, in so much time as there is.  Raises TetherError if that does not suffice."""
         from tether.deadline import do_within
 
+        if self._starters is not None:
+            self._starters.close()
         for handle in (self._root, self._devpts):
             if handle >= 0:
                 os.close(handle)

@@ -1,58 +1,58 @@
-"""Starting one process in the container: fork, become what the spec says, execve.
+"""Starting one process in the container: fork, become what the spec says, execve; or without the fork.
 
-Everything that follows a path of the container or reads its files happens in the child, after chroot: whatever a
-hostile image has there can hurt that child only.  The child tells how far it came through a pipe that execve closes:
-nothing in it means that the program runs, anything else is the Fault.
+The ordinary process is started by a thread (tether/starters.py), which costs a fifth.  The child of a fork is for what
+a thread cannot do, and for every error.  Either way, whatever follows a path of the container or reads its files
+happens behind chroot and not in PID 1's loop: a hostile image can hold up that child, or that thread, only.  The child
+tells how far it came through a pipe that execve closes.
 """
 
 import errno
 import os
-import stat
 from select import POLLIN, poll
 
-from tether import accounts, environment
-from tether.faults import TetherError, fault_of
+from tether import environment
+from tether.faults import TetherError
 from tether.furnish import give_console
-from tether.inside import open_inside
-from tether.link.cbor import dumps, loads
-from tether.link.errors import LinkError
-from tether.link.messages import Fault
-from tether.link.record import Record, decode, encode
+from tether.link.record import Record
+from tether.report import write_report
 from tether.spec import Process
+from tether.starters import Begun
 from tether.terminal import open_terminal, take_terminal
+from tether.user import account_of, hand_over
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
 
+    from tether.accounts import Account
     from tether.namespaces import PidNamespace
     from tether.privileges import Plan
+    from tether.starters import Starters
 else:
     import _signal
 
-MAX_DATABASE = 1 << 20  # bytes read of /etc/passwd and /etc/group
-MAX_REPORT = 65536  # what fits into a pipe without anybody reading
 GIVE_WAY_MS = 20  # what a start takes where the processor is emulated
-_SHOWN = 200  # characters of a name in an error
 _FAILED = 127  # exit status of a child that could not execute; nobody looks at it
 
 
 class Place(Record):
     """Where a process starts: descriptors of the container's root and of its devpts, and the name it has.
 
-    `pids` is set where the container has PIDs of its own.
+    `pids` is set where the container has PIDs of its own, `starters` where it has not.
     """
 
     root: int
     devpts: int
     hostname: str
     pids: "PidNamespace | None" = None
+    starters: "Starters | None" = None
 
 
 class Child(Record):
-    """A process on its way: descriptors of our ends, -1 where there is none.  `report` ends when execve succeeds.
+    """A process on its way: descriptors of our ends, -1 where there is none.
 
-    With a terminal `stdin` and `stdout` are two descriptors of it and there is no `stderr`.
+    `report` ends when execve succeeds (tether/report.py); -1 is that it has.  With a terminal `stdin` and `stdout`
+    are two descriptors of it and there is no `stderr`.
     """
 
     pid: int
@@ -64,7 +64,7 @@ class Child(Record):
 
 
 def spawn(place: Place, process: Process, primary: bool, detached: bool = False) -> Child:
-    """Forks a child that becomes `process`.
+    """Starts `process`.
 
     The `primary` process gets its working directory made, and its terminal as /dev/console, as in Docker.  A
     `detached` one has /dev/null for all its standard streams.  Raises TetherError for a process that cannot be, OSError
@@ -83,19 +83,31 @@ def spawn(place: Place, process: Process, primary: bool, detached: bool = False)
             ours, theirs = _pipes(process, opened)
         if process.terminal and primary:
             give_console(place.root, theirs[0])
-        report, told = os.pipe()
-        opened += (report, told)
-        pid = os.fork() if place.pids is None else place.pids.fork(primary)
-        if not pid:
-            _child(place, process, theirs, told, primary=primary, plan=plan)
+        begun = place.starters.start(process, plan, theirs) if place.starters is not None else None
+        if begun is None:
+            begun = _fork(place, process, theirs, primary=primary, plan=plan)
     except (OSError, TetherError):
         _close(opened)
         raise
-    os.close(told)
-    _give_way(report)
     _close([*dict.fromkeys(theirs)])
     terminal = ours[1] if process.terminal else -1  # the end for output: it stays open until the terminal hangs up
-    return Child(pid=pid, report=report, stdin=ours[0], stdout=ours[1], stderr=ours[2], terminal=terminal)
+    return Child(pid=begun.pid, report=begun.report, stdin=ours[0], stdout=ours[1], stderr=ours[2], terminal=terminal)
+
+
+def _fork(place: Place, process: Process, stdio: list[int], *, primary: bool, plan: "Plan | None") -> Begun:
+    """The way for every process, and the only one that tells what is wrong with it."""
+    report, told = os.pipe()
+    try:
+        pid = os.fork() if place.pids is None else place.pids.fork(primary)
+        if not pid:
+            _child(place, process, stdio, told, primary=primary, plan=plan)
+    except OSError:
+        os.close(report)
+        raise
+    finally:
+        os.close(told)
+    _give_way(report)
+    return Begun(pid=pid, report=report)
 
 
 def _give_way(report: int) -> None:
@@ -107,20 +119,6 @@ def _give_way(report: int) -> None:
     told = poll()
     told.register(report, POLLIN)
     told.poll(GIVE_WAY_MS)
-
-
-def read_report(report: int) -> Fault | None:
-    """What the child told before it became, or failed to become, another program.  Closes the pipe."""
-    try:
-        told = os.read(report, MAX_REPORT)
-    finally:
-        os.close(report)
-    if not told:
-        return None
-    try:
-        return decode(Fault, loads(told))
-    except LinkError as error:  # a process of the same user has meddled with the child
-        return Fault(step="exec", object="report of the child", text=str(error), errno="EPROTO")
 
 
 def _plan(process: Process) -> "Plan | None":
@@ -194,12 +192,12 @@ def _child(place: Place, process: Process, stdio: list[int], told: int, *, prima
         step = "root"
         _enter_root(place, primary)
         step = "user"
-        account = accounts.resolve(process.user, read_database(place.root, b"/etc/passwd"),
-                                   read_database(place.root, b"/etc/group"), process.groups)
+        account = account_of(place.root, process.user, process.groups)
         step = "working directory"
         _enter(process.cwd or b"/", primary)
         step = "user"
-        _become(account, process.terminal is not None)
+        hand_over((0,) if process.terminal else (0, 1, 2), account, process.terminal is not None)
+        _become(account)
         step = "privileges"
         if plan is not None:
             privileges.after_user(plan, account.uid)
@@ -212,7 +210,7 @@ def _child(place: Place, process: Process, stdio: list[int], told: int, *, prima
         env = environment.merged(process.env, place.hostname, process.terminal is not None, account.home)
         _execute(process.args, env)
     except BaseException as error:  # noqa: BLE001 - it is told to the parent, whatever it is
-        os.write(told, dumps(encode(_shortened(fault_of(step, error)))))
+        write_report(told, step, error)
     finally:
         os._exit(_FAILED)
 
@@ -228,18 +226,6 @@ def _enter_root(place: Place, primary: bool) -> None:
         place.pids.furnish()
 
 
-def read_database(root: int, path: bytes) -> bytes:
-    """A file of the container's /etc, or nothing if it has none.  Devices and pipes are not read."""
-    try:
-        handle = open_inside(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
-    except (FileNotFoundError, NotADirectoryError):
-        return b""
-    found = os.fstat(handle)
-    if not stat.S_ISREG(found.st_mode):
-        raise TetherError(os.fsdecode(path), "is not a regular file", errno.EINVAL, "the image is damaged")
-    return os.read(handle, min(found.st_size, MAX_DATABASE))  # a read of what is there, whole, from a file
-
-
 def _enter(cwd: bytes, make: bool) -> None:
     """Changes to the working directory; one that is missing is made for the primary process, as Docker does."""
     try:
@@ -251,11 +237,7 @@ def _enter(cwd: bytes, make: bool) -> None:
         os.chdir(cwd)
 
 
-def _become(account: accounts.Account, terminal: bool) -> None:
-    """Hands over standard input and output, so that /dev/stdout can be opened, and takes on the account."""
-    for number in (0,) if terminal else (0, 1, 2):
-        if not stat.S_ISCHR(os.fstat(number).st_mode) or terminal:  # /dev/null stays everybody's
-            os.fchown(number, account.uid, -1 if terminal else account.gid)
+def _become(account: "Account") -> None:
     os.setgroups(account.groups)
     os.setgid(account.gid)
     os.setuid(account.uid)
@@ -280,8 +262,3 @@ def _execute(args: tuple[bytes, ...], env: dict[bytes, bytes]) -> None:
         raise TetherError(os.fsdecode(refused), what, errno.EACCES, "the command must be an executable file")
     cause = "no such file or directory" if b"/" in args[0] else "executable file not found in $PATH"
     raise TetherError(os.fsdecode(args[0]), cause, errno.ENOENT, "check the command and the image")
-
-
-def _shortened(fault: Fault) -> Fault:
-    """The report must fit into a pipe; an argument may be 128 KiB long."""
-    return fault.but(object=fault.object[:_SHOWN], text=fault.text[:_SHOWN])

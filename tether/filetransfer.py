@@ -6,11 +6,9 @@ The rules are those of Docker's archive endpoints, which `docker cp` uses.
 import errno
 import os
 
-from tether import accounts
 from tether.archive.pack import Packer
 from tether.archive.tarread import TarReader
 from tether.archive.unpack import Policy, Unpacker
-from tether.execute import read_database
 from tether.faults import TetherError
 from tether.filestat import base_name, check_path
 from tether.inside import open_inside
@@ -18,6 +16,7 @@ from tether.link.late_messages import Put, Unpacked
 from tether.link.messages import Done
 from tether.mounts import Mounted, read_mounts
 from tether.root import MERGED
+from tether.user import account_of
 from tether.worker import Desk
 
 # What the kernel makes up when it is read, and devices: no data of the container's.
@@ -88,5 +87,5 @@ def _owner(desk: Desk, user: str) -> tuple[int, int] | None:
     """Who the files shall belong to; None: whom the archive says."""
     if not user:
         return None
-    account = accounts.resolve(user, read_database(desk.root, b"/etc/passwd"), read_database(desk.root, b"/etc/group"))
+    account = account_of(desk.root, user)
     return account.uid, account.gid

@@ -9,10 +9,11 @@ the times that are told are those of the day.  Imported when a spec has a check.
 import os
 import time
 
-from tether.execute import Place, read_report, spawn
+from tether.execute import Place, spawn
 from tether.faults import TetherError, fault_of, one_line
 from tether.link.late_messages import HEALTHY, STARTING, UNHEALTHY, Health, Probe
 from tether.link.messages import Fault
+from tether.report import read_report
 from tether.session import state_of
 from tether.spec import HealthCheck, Process
 
@@ -132,7 +133,7 @@ class Run:
             return
         self._pid = child.pid
         reaper.expect(child.pid, self._exited)
-        self._watch(child)
+        self._watch(child, reaper)
         self._timers.append(self._reactor.call_later(self._timeout_ms / 1000, self._too_late))
 
     def forget(self) -> None:
@@ -140,14 +141,16 @@ class Run:
         self._done = None
         self._let_go()
 
-    def _watch(self, child: "Child") -> None:
+    def _watch(self, child: "Child", reaper: "Reaper") -> None:
         def reported(_ready: int) -> None:
             self._watches.pop(child.report).close()
             fault = read_report(child.report)
             if fault is not None:
+                reaper.forget(child.pid)
                 self._finish(NO_CODE, fault)
 
-        self._watches[child.report] = self._reactor.watch(child.report, reported)
+        if child.report >= 0:
+            self._watches[child.report] = self._reactor.watch(child.report, reported)
         for handle in (child.stdout, child.stderr):
             self._watches[handle] = self._reactor.watch(handle, self._reader(handle))
 

@@ -40,6 +40,11 @@ class Plan(Record):
     umask: int = 0
     nice: int = 0
 
+    @property
+    def only_bounds(self) -> bool:
+        """All but the bounding set is as every process has it."""
+        return self == Plan(kept=self.kept, umask=Process.umask)
+
 
 def plan(process: Process) -> Plan:
     """The plan for a process.  Raises TetherError for a name that is none."""
@@ -69,7 +74,7 @@ def before_user(todo: Plan) -> None:
         os.setpriority(os.PRIO_PROCESS, 0, todo.nice)
     os.umask(todo.umask)
     if todo.kept is not None:
-        _drop_all_but(todo.kept)
+        drop_all_but(todo.kept)
     if todo.ambient:
         prctl(PR_SET_KEEPCAPS, 1)
 
@@ -85,7 +90,7 @@ def after_user(todo: Plan, uid: int) -> None:
         prctl(PR_SET_NO_NEW_PRIVS, 1)
 
 
-def _drop_all_but(kept: tuple[int, ...]) -> None:
+def drop_all_but(kept: tuple[int, ...]) -> None:
     """Takes capabilities out of the bounding set, those included that are newer than our names."""
     for number in range(MOST_CAPABILITIES):
         if number not in kept:

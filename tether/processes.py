@@ -8,10 +8,10 @@ import os
 import time
 
 from tether.accounts import parse_passwd
-from tether.execute import read_database
 from tether.faults import TetherError
 from tether.link.late_messages import ProcessTable
 from tether.link.record import Record
+from tether.user import PASSWD, read_database
 from tether.worker import Desk
 
 TYPE_CHECKING = False
@@ -68,7 +68,7 @@ def table(desk: Desk, columns: tuple[str, ...]) -> ProcessTable:
         raise TetherError(", ".join(unknown) or "columns", "no such column of ps",
                           hint=f"known are {', '.join(COLUMNS)}")
     names = {user.uid: user.name.decode("utf-8", "replace")
-             for user in reversed(parse_passwd(read_database(desk.root, b"/etc/passwd")))}
+             for user in reversed([*parse_passwd(read_database(desk.root, PASSWD))])}
     uptime = float(read_text("/proc/uptime").split()[0])
     memory = int(read_text("/proc/meminfo").split()[1]) * _KIB
     found = [one for one in (_facts(pid, names, uptime) for pid in sorted(pids())) if one is not None]

@@ -1,7 +1,7 @@
 """The one owner of waitpid(2).
 
 PID 1 inherits every orphan of the VM.  Nobody else in tether waits for a process: whoever started one says so with
-`expect`, and is told its wait status.
+`expect`, and is told its wait status.  (posix_spawn(3) collects a child that could not execute, if it is there first.)
 """
 
 import os
@@ -24,6 +24,10 @@ class Reaper:
         """`told` will be called with the wait status of `pid`."""
         self._expected[pid] = told
         self.childless = False
+
+    def forget(self, pid: int) -> None:
+        """Nobody waits for `pid` any more, which has executed nothing and may be gone already."""
+        self._expected.pop(pid, None)
 
     def collect(self) -> bool:
         """Reaps what is dead; true if there may be more."""

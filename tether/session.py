@@ -9,11 +9,12 @@ The states are records and there are no others.  The exit status may come before
 
 import os
 
-from tether.execute import Place, read_report, spawn
+from tether.execute import Place, spawn
 from tether.faults import TetherError
 from tether.link.messages import PRIMARY, Exited, Fault, Signalled, stderr_of, stdin_of, stdout_of
 from tether.link.record import Record
 from tether.pump import InputPump, OutputPump
+from tether.report import read_report
 from tether.spec import Process, Terminal
 from tether.steps import now_us
 from tether.terminal import resize
@@ -32,7 +33,7 @@ class Created(Record):
 
 
 class Starting(Record):
-    """Forked; execve has not been reported."""
+    """There is a child; execve has not been reported."""
 
     pid: int
 
@@ -75,7 +76,7 @@ class Session:
 
     def start(self, reactor: "Reactor", endpoint: "Endpoint", reaper: "Reaper", place: Place, process: Process,
               *, detached: bool = False) -> None:
-        """Forks.  `started` will be called from the loop.  Raises as `spawn` if there is not even a child."""
+        """Spawns.  `started` will be called from the loop.  Raises as `spawn` if there is not even a child."""
         self.began_us = now_us()
         child = spawn(place, process, self.number == PRIMARY, detached)
         self.state = Starting(pid=child.pid)
@@ -90,8 +91,11 @@ class Session:
                 self._outputs[number] = OutputPump(reactor, handle, endpoint.stream(number), self._output_ended,
                                                    self._kept)
 
-        self._report = child.report
-        self._watch = reactor.watch(child.report, self._reported)
+        self._report, self._reaper = child.report, reaper
+        if child.report < 0:
+            reactor.soon(lambda: self._begun(None))  # once whoever has called us knows of this session
+        else:
+            self._watch = reactor.watch(child.report, self._reported)
 
     @property
     def drained(self) -> bool:
@@ -148,12 +152,16 @@ class Session:
     def _reported(self, _ready: int) -> None:
         """The child has become the program, or says why not."""
         assert self._watch is not None
-        assert isinstance(self.state, Starting)
         self._watch.close()
         self._watch = None
-        fault = read_report(self._report)
-        self.state = Running(pid=self.state.pid) if fault is None else Failed(fault=fault)
+        self._begun(read_report(self._report))
+
+    def _begun(self, fault: Fault | None) -> None:
+        assert isinstance(self.state, Starting)
+        pid = self.state.pid
+        self.state = Running(pid=pid) if fault is None else Failed(fault=fault)
         if fault is not None:
+            self._reaper.forget(pid)
             self._close_inputs()
         self._started(self, fault)
         if self._early_status is not None and fault is None:

@@ -28,7 +28,8 @@ MS_SHARED = 1 << 20
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
-CLONE_NEWNS = 0x00020000  # linux/sched.h
+CLONE_FS = 0x00000200  # linux/sched.h
+CLONE_NEWNS = 0x00020000
 CLONE_NEWPID = 0x20000000
 
 RESOLVE_NO_MAGICLINKS = 0x02
@@ -42,7 +43,7 @@ RB_DISABLE_CAD = 0
 RLIMIT_NOFILE = 7
 RLIM_SPAN = 1 << 64  # RLIM_INFINITY is one less
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h
 
 PAGE = 4096  # mount(2) takes one page of options and cuts the rest off in silence
 
@@ -55,6 +56,9 @@ PR_CAP_AMBIENT_RAISE = 2
 _CAPABILITY_VERSION = 0x20080522  # linux/capability.h: sets of 64 bits, low words of all three first
 _WORD = 0xFFFFFFFF
 _SYS_CAPSET = 126  # x86-64; asm/unistd_64.h
+_SYS_SETGROUPS = 116
+_SYS_SETRESUID = 117
+_SYS_SETRESGID = 119
 _SYS_ADJTIMEX = 159
 _SYS_FINIT_MODULE = 313
 _SYS_OPENAT2 = 437
@@ -144,7 +148,7 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
 
 
 def unshare(what: int) -> None:
-    """unshare(2): new namespaces for the caller, or with CLONE_NEWPID for its next children."""
+    """unshare(2): namespaces, or a root and directory, of the caller's own; with CLONE_NEWPID of its next children."""
     if _int(_unshare(what)) < 0:
         raise _error(f"namespace {what:#x}")
 
@@ -153,6 +157,24 @@ def setns(handle: int, what: int) -> None:
     """setns(2): moves the caller into the namespace that is open as `handle`; with CLONE_NEWPID its next children."""
     if _int(_setns(handle, what)) < 0:
         raise _error(f"namespace {what:#x}")
+
+
+def set_groups(groups: tuple[int, ...]) -> None:
+    """setgroups(2) of the calling thread alone: the C library's would set those of every thread."""
+    if _int(_syscall(_Long(_SYS_SETGROUPS), _Long(len(groups)), struct.pack(f"{len(groups)}I", *groups))) < 0:
+        raise _error("groups of a user")
+
+
+def set_gid(gid: int) -> None:
+    """setresgid(2) of the calling thread alone."""
+    if _int(_syscall(_Long(_SYS_SETRESGID), _Long(gid), _Long(gid), _Long(gid))) < 0:
+        raise _error(f"group {gid}")
+
+
+def set_uid(uid: int, saved: int) -> None:
+    """setresuid(2) of the calling thread alone, which with 0 as the `saved` one can come back to be root."""
+    if _int(_syscall(_Long(_SYS_SETRESUID), _Long(uid), _Long(uid), _Long(saved))) < 0:
+        raise _error(f"user {uid}")
 
 
 def mallopt(parameter: int, value: int) -> None:
