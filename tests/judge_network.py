@@ -21,7 +21,7 @@ CLONE_NEWNET = 0x40000000  # linux/sched.h
 TUNSETIFF, IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x400454CA, 0x0002, 0x1000, 0x4000  # linux/if_tun.h
 TAP = "tap0"
 HOST4, HOST6 = "10.99.0.1", "fd00:99::1"
-COMMAND_SECONDS = 30
+COMMAND_SECONDS = 120
 NEEDED = {"dnsmasq": "dnsmasq-base", "tcpdump": "tcpdump", "ip": "iproute2", "nsenter": "util-linux"}
 
 

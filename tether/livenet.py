@@ -10,7 +10,7 @@ from tether.link.late_messages import InterfaceUp, SetNames
 from tether.link.reactor import Reactor
 from tether.names import hosts_text, resolv_text
 from tether.neighbours import announce
-from tether.network import addressing, find_interface, interface_by_mac, not_found, routing
+from tether.network import addressing, find_interface, interface_by_mac, known_interface, not_found, routing
 from tether.rename import merged, rewrite
 from tether.rtnetlink import carry_out
 from tether.rtundo import link_down, take_back
@@ -56,8 +56,13 @@ class LiveNetwork:
             raise TetherError(f"interface {mac}", "is configured already", hint="remove it first")
 
         def arrived(name: str) -> None:
-            self._interfaces[mac] = settling = self._settling(interface, name, settled)
-            settling.start()
+            try:
+                settling = self._settling(interface, name, settled)
+            except OSError as failure:
+                missed(TetherError(f"network interface {mac}", failure.strerror or str(failure), failure.errno or 0,
+                                   "was it unplugged?"))
+            else:
+                settling.start()
 
         def settled(error: TetherError | None) -> None:
             settling = self._interfaces[mac]
@@ -86,7 +91,7 @@ class LiveNetwork:
             done(error)
 
         self._interfaces[mac] = Arrival(
-            self._reactor, DEVICES, lambda: interface_by_mac(mac),
+            self._reactor, DEVICES, lambda: known_interface(mac),
             arrived=arrived, missed=missed, late=lambda: not_found(mac), seconds=DEADLINE_S)
 
     def remove(self, mac: str) -> None:

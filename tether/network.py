@@ -11,6 +11,7 @@ from tether.rtnetlink import (
     Request,
     add_address,
     add_route,
+    await_link,
     carry_out,
     link_up,
     network_of,
@@ -76,6 +77,7 @@ def guard(interface: Interface, name: str) -> None:
 
         apply(interface, name)
     if any(":" in cidr for cidr in interface.addresses):
+        carry_out([await_link(if_nametoindex(name), name)])  # it may just have been plugged in
         files.write(f"/proc/sys/net/ipv6/conf/{name}/accept_ra", b"0")
 
 
@@ -108,7 +110,7 @@ def near(gateway: str, addresses: tuple[str, ...]) -> bool:
 
 def find_interface(mac: str) -> str:
     """The name of the interface with this MAC address, awaited.  Raises TetherError that says which there are."""
-    return wait_for(f"network interface {mac}", lambda: interface_by_mac(mac.lower()), _inventory)
+    return wait_for(f"network interface {mac}", lambda: known_interface(mac.lower()), _inventory)
 
 
 def not_found(mac: str) -> TetherError:
@@ -119,6 +121,18 @@ def not_found(mac: str) -> TetherError:
 def interface_by_mac(mac: str) -> str | None:
     """The name of the interface with this MAC address (in lower case), or None."""
     return next((name for name, address in _interfaces() if address == mac), None)
+
+
+def known_interface(mac: str) -> str | None:
+    """The same once it can be spoken of: a new one is in /sys, and its event sent, a moment before the kernel finds it
+    by its name (register_netdevice() in net/core/dev.c)."""
+    name = interface_by_mac(mac)
+    if name is not None:
+        try:
+            if_nametoindex(name)
+        except OSError:
+            return None
+    return name
 
 
 def _interfaces() -> "Iterator[tuple[str, str]]":

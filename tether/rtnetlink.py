@@ -54,6 +54,15 @@ def link_up(index: int, name: str, mtu: int = 0) -> Request:
                    body=LINK.pack(0, 0, index, IFF_UP, IFF_UP) + attributes)
 
 
+def await_link(index: int, name: str) -> Request:
+    """Changes nothing; it is answered when the kernel is done with what it is at, above all with a new interface.
+
+    Whoever registers one has rtnl_lock all the time, and what belongs to it, such as its folders in /proc/sys/net, is
+    made last (the NETDEV_REGISTER notifiers in register_netdevice(), net/core/dev.c).
+    """
+    return Request(what=f"wait for {name}", kind=RTM_NEWLINK, flags=REQUEST_ACK, body=LINK.pack(0, 0, index, 0, 0))
+
+
 def set_mac(index: int, name: str, mac: str) -> Request:
     """Gives an interface another MAC address ("02:00:00:00:00:01"): a clone has its template's.  It may be on.
 

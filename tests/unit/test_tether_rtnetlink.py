@@ -34,6 +34,13 @@ def test_link_up_leaves_the_mtu_alone() -> None:
     assert _attributes(_parsed(rtnetlink.link_up(1, "lo"))) == {}
 
 
+def test_to_wait_for_a_link_changes_nothing() -> None:
+    message = _parsed(rtnetlink.await_link(3, "eth0"))
+    assert message["event"] == "RTM_NEWLINK"
+    assert (message["index"], message["flags"], message["change"]) == (3, 0, 0)
+    assert _attributes(message) == {}
+
+
 def test_set_mac_changes_nothing_else() -> None:
     message = _parsed(rtnetlink.set_mac(3, "eth0", "02:00:00:00:00:Fe"))
     assert message["event"] == "RTM_NEWLINK"

@@ -7,15 +7,18 @@ import os
 import pty
 import select
 import signal
+import socket
 import struct
 import subprocess
 import termios
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.vm.conftest import RUN_SECONDS, VCH
 
-STEP_SECONDS = 60.0  # for something to happen in a machine that runs
+STEP_SECONDS = 120.0  # for something to happen in a machine that runs, on a host that is busy
 
 
 class Terminal:
@@ -76,6 +79,16 @@ class Terminal:
         os.close(self._slave)
 
 
+@contextmanager
+def tcp_port() -> Iterator[int]:
+    """A TCP port of 127.0.0.1 that the kernel gives to nobody meanwhile, and that a server may still ask for by number
+    (socket(7), SO_REUSEADDR)."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
+
+
 def machines_of(pid: int) -> list[int]:
     """The QEMU processes that the process `pid` has started."""
     found = []
@@ -122,14 +135,17 @@ def tree(folder: Path) -> set[str]:
 
 
 def until_line(process: subprocess.Popen[bytes], line: bytes, seconds: float = RUN_SECONDS) -> None:
-    """Reads standard output until this line."""
+    """Reads standard output until this line, and no further: what follows is for others."""
     assert process.stdout is not None
-    deadline = time.monotonic() + seconds
+    deadline, read = time.monotonic() + seconds, b""
     while select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
-        read = process.stdout.readline()
+        byte = os.read(process.stdout.fileno(), 1)
+        read += byte
         if read == line:
             return
-        if not read:
+        if byte == b"\n":
+            read = b""
+        if not byte:
             stderr = process.stderr.read() if process.stderr else b""
             raise AssertionError(f"the end came before {line!r}: {stderr!r}")
     process.send_signal(signal.SIGKILL)
