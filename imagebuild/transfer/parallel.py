@@ -58,9 +58,9 @@ def run_all(tasks: Sequence[Callable[[], None]], workers: int, stop: Stop) -> No
                 results.put(None)
 
     threads = [threading.Thread(target=work, daemon=True) for _ in range(min(workers, len(tasks)))]
-    for thread in threads:
-        thread.start()
     try:
+        for thread in threads:
+            thread.start()
         for _ in tasks:
             if (error := results.get()) is not None:
                 raise error
@@ -68,5 +68,6 @@ def run_all(tasks: Sequence[Callable[[], None]], workers: int, stop: Stop) -> No
         stop.set()
         deadline = time.monotonic() + _GRACE_S
         for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.ident is not None:  # else the interrupt came before it was started
+                thread.join(max(0.0, deadline - time.monotonic()))
         raise
