@@ -13,11 +13,11 @@ from pathlib import Path
 from tether.link.messages import Started
 from tether.spec import Identity, Process, Spec, Terminal
 from vch import settings
+from vch.channel import channel
 from vch.disks import DiskSet
 from vch.machine import Machine
 from vch.prepare import prepare
 from vch.qemu import LinkKind, MachineConfig
-from vch.qemu_process import channel
 from vch.run_options import parse_run
 from vch.session import Session, Stdio
 from vch.sinks import Collector

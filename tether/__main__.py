@@ -10,7 +10,7 @@ from time import monotonic_ns
 
 from tether import files, kernelargs, modules, pid1
 from tether.agent import Agent
-from tether.console import CONSOLE, say
+from tether.console import CONSOLE, drain, say
 from tether.container import Container
 from tether.faults import fault_of, one_line
 from tether.hostlink import open_link, take_care
@@ -133,6 +133,7 @@ def main(began_ns: int) -> None:
         reason = one_line(fault)
         say(reason)
     boot.down(reason, fault)
+    drain()
     power_off(boot.arguments.reset_at_end)
 
 

@@ -19,10 +19,11 @@ from pathlib import Path
 from zlib import crc32
 
 from vch import qemu
+from vch.channel import READ_SIZE, open_channels
 from vch.console import Console
 from vch.errors import HostError
-from vch.qemu import Accelerator, BootFiles, Channels, MachineConfig
-from vch.qemu_process import REMEDY_INSTALL, QemuProcess, channel
+from vch.qemu import Accelerator, BootFiles, MachineConfig
+from vch.qemu_process import REMEDY_INSTALL, QemuProcess
 
 KVM_DEVICE = Path("/dev/kvm")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -148,8 +149,7 @@ def _key(kernel: Path, program: str) -> _Key:
 
 def _boot(kernel: Path, program: str, deadline: float) -> Console:
     """Runs the kernel without a root file system until QEMU ends or time is up.  Leaves nothing behind."""
-    ours, theirs = zip(*(channel() for _ in range(3)), strict=True)
-    channels = Channels(*(end.fileno() for end in theirs))
+    ours, theirs = open_channels()
     config = MachineConfig(
         name="probe",
         accelerator=Accelerator.KVM,
@@ -159,14 +159,14 @@ def _boot(kernel: Path, program: str, deadline: float) -> Console:
     )
     console = Console()
     try:
+        channels = theirs.channels
         process = QemuProcess(qemu.command_line(config, channels, program), qemu.inherited(config, channels))
         try:
-            for end in theirs:
-                end.close()
-            said = ours[2]
+            theirs.close()
+            said = ours.console
             while (left := deadline - time.monotonic()) > 0:
                 ready, _, _ = select.select([process.pidfd, said], [], [], left)
-                if said in ready and (data := said.recv(65536)):
+                if said in ready and (data := os.read(said.fileno(), READ_SIZE)):
                     console.feed(data)
                 elif process.pidfd in ready:
                     break
@@ -175,6 +175,6 @@ def _boot(kernel: Path, program: str, deadline: float) -> Console:
         if not console.text.strip():
             console.feed(ended.complaint.encode())
     finally:
-        for end in (*ours, *theirs):
-            end.close()
+        ours.close()
+        theirs.close()
     return console

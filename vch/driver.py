@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from io import FileIO
 from typing import TYPE_CHECKING, Any
 
 from tether.link import events as link
@@ -32,7 +33,7 @@ from tether.link.reactor import Reactor
 from tether.link.waking import Wake, pack
 from tether.link.wire import Wire
 from vch import qemu
-from vch.channel import read_channel
+from vch.channel import open_channels, read_channel
 from vch.clone.resume import Resume
 from vch.console import Console
 from vch.errors import GuestError, MachineError, OperationError
@@ -43,9 +44,9 @@ from vch.identity import new_identity
 from vch.monitor import Monitor
 from vch.observer import Observer
 from vch.promise import Promise
-from vch.qemu import Channels, LinkKind, MachineConfig, Role
+from vch.qemu import LinkKind, MachineConfig, Role
 from vch.qemu_process import Ended as QemuEnded
-from vch.qemu_process import QemuProcess, channel
+from vch.qemu_process import QemuProcess
 from vch.qmp import Qmp, QmpAnswer, QmpEvent, QmpProtocolError
 from vch.session import Session
 
@@ -86,7 +87,7 @@ class Driver:
         self._line: HostLine | None = None
         self._resume: Resume | None = None
         self._open: set[str] = set()  # channels whose end has not been seen
-        self._sockets: list[socket.socket] = []
+        self._ends: list[socket.socket | FileIO] = []
         self._reason: MachineError | None = None  # why the machine is gone, once it is
         self._lock = threading.RLock()  # between `post` and the thread's end; reentrant, for signal handlers
         self._closed_for_posts = False
@@ -209,26 +210,23 @@ class Driver:
         self._end(error)
 
     def _begin(self) -> None:
-        ours, theirs = zip(*(channel() for _ in range(3)), strict=True)
-        qmp_end, link_end, console_end = ours
-        channels = Channels(*(end.fileno() for end in theirs))
+        ours, theirs = open_channels()
         config, self._line = new_line(
-            self._config, link_end, lambda: "process" in self._open, lambda: self._closed("link")
+            self._config, ours.link, lambda: "process" in self._open, lambda: self._closed("link")
         )
-        command = qemu.command_line(config, channels, self._program)
+        command = qemu.command_line(config, theirs.channels, self._program)
         try:
-            self._process = QemuProcess(command, qemu.inherited(config, channels))
+            self._process = QemuProcess(command, qemu.inherited(config, theirs.channels))
         finally:
-            for end in theirs:
-                end.close()
-        self._sockets = [qmp_end, console_end]
+            theirs.close()
+        self._ends = [ours.qmp, ours.console]
         self._open = {"process", "console", "qmp"}
         self._watch_process(self._process)
-        read_channel(self.reactor, console_end, self.console.feed, lambda: self._closed("console"))
-        read_channel(self.reactor, qmp_end, self._qmp_data, lambda: self._closed("qmp"))
-        self._qmp_end = qmp_end
+        read_channel(self.reactor, ours.console, self.console.feed, lambda: self._closed("console"))
+        read_channel(self.reactor, ours.qmp, self._qmp_data, lambda: self._closed("qmp"))
+        self._qmp_end = ours.qmp
         if self._config.role is Role.CLONE:
-            self._resume = Resume(self._config, self._tell_qemu, lambda: self._wake(link_end))
+            self._resume = Resume(self._config, self._tell_qemu, lambda: self._wake(ours.link))
             self._resume.begin()
         else:
             self._send_qmp()
@@ -255,7 +253,7 @@ class Driver:
         if self._resume is not None:
             self._resume.abandon()
         self._qmp.closed("QEMU has ended")
-        for end in self._sockets:
+        for end in self._ends:
             end.close()
         self._reason = reason = self._why(ended, error)
         for promise in self._answers.values():

@@ -28,6 +28,7 @@ PROGRAM = "qemu-system-x86_64"
 LINK_PORT = "org.vch.link.0"  # name of tether's virtio-serial port, as the guest sees it
 CONSOLE_DEVICE = "ttyS0"
 LINK_UART = "ttyS1"
+CONSOLE_SET = 0  # of QEMU's sets of descriptors; disks have those from 1 on
 LINK_VSOCK_PORT = 5180  # where tether connects to at a device of our own
 MEMORY_SLOTS = 16  # how often memory can be added
 BLOCK_MIB = 128  # Linux, memory_block_size_bytes() on x86: memory comes and goes in such blocks
@@ -74,7 +75,7 @@ class UserNetwork:
 
 @dataclass(frozen=True)
 class Channels:
-    """File descriptors that QEMU inherits, each one end of a socket pair."""
+    """File descriptors that QEMU inherits: ends of socket pairs, and of a pipe for the console (vch/channel.py)."""
 
     qmp: int
     link: int
@@ -224,10 +225,12 @@ def _room_for_memory(config: MachineConfig) -> str:
 
 
 def _channels(channels: Channels) -> list[str]:
+    """append=on, or QEMU would empty the file at first, which a pipe does not know."""
     return [
         *("-chardev", f"socket,id=qmp,fd={channels.qmp}"),
         *("-mon", "chardev=qmp,mode=control"),
-        *("-chardev", f"socket,id=console,fd={channels.console}"),
+        *("-add-fd", f"fd={channels.console},set={CONSOLE_SET}"),
+        *("-chardev", f"file,id=console,path=/dev/fdset/{CONSOLE_SET},append=on"),
         *("-serial", "chardev:console"),
     ]
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import socket
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -129,10 +128,3 @@ def _die_with_parent() -> Callable[[], None]:
             os._exit(EXIT_CANNOT_BIND)
 
     return ask
-
-
-def channel() -> tuple[socket.socket, socket.socket]:
-    """Two ends of a stream: ours, which never blocks, and QEMU's."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    ours.setblocking(False)
-    return ours, theirs

@@ -132,8 +132,9 @@ def _with_null_channels(command: list[str]) -> list[str]:
     """The same devices with nobody at the other end: chardevs that swallow everything, no monitor; the console is
     standard output."""
     words = []
-    for word in command:
-        if word.startswith("socket,id=console,"):
+    console = next(at for at, word in enumerate(command) if word.endswith(f",set={qemu.CONSOLE_SET}"))
+    for word in (*command[: console - 1], *command[console + 1 :]):
+        if word.startswith("file,id=console,"):
             words.append("stdio,id=console,signal=off")
         elif word.startswith("socket,id="):
             words.append("null," + word.split(",")[1])

@@ -43,10 +43,10 @@ def values(option: str, line: list[str]) -> list[str]:
 
 
 def test_channels_are_inherited() -> None:
-    assert values("-chardev", words()) == [f"socket,id={name},fd={fd}" for name, fd in
-                                           (("qmp", 10), ("console", 12), ("link", 11))]
+    assert values("-chardev", words()) == [
+        "socket,id=qmp,fd=10", "file,id=console,path=/dev/fdset/0,append=on", "socket,id=link,fd=11"]
     assert qemu.inherited(CONFIG, CHANNELS) == (10, 11, 12, 20, 21)
-    assert values("-add-fd", words()) == ["fd=20,set=1", "fd=21,set=2"]
+    assert values("-add-fd", words()) == ["fd=12,set=0", "fd=20,set=1", "fd=21,set=2"]
     assert "virtserialport,bus=ports.0,chardev=link,name=org.vch.link.0" in values("-device", words())
 
 

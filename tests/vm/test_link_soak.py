@@ -29,8 +29,9 @@ from tether.link.messages import Start
 from tether.link.record import encode
 from tether.spec import Identity
 from vch import qemu
-from vch.qemu import Channels, LinkKind
-from vch.qemu_process import QemuProcess, channel
+from vch.channel import open_channels
+from vch.qemu import LinkKind
+from vch.qemu_process import QemuProcess
 from vch.session import Stdio
 
 pytestmark = pytest.mark.vm
@@ -174,13 +175,12 @@ def test_the_appliance_is_killed_and_another_process_goes_on(image: str, tmp_pat
             process=plan.spec.process.but(stdin=True),
         )
         (tmp_path / "start").write_bytes(cbor.dumps(encode(Start(spec=spec))))
-        ours, theirs = zip(*(channel() for _ in range(3)), strict=True)
-        channels = Channels(*(end.fileno() for end in theirs))
-        command = qemu.command_line(plan.config, channels, plan.program)
-        machine = QemuProcess(command, qemu.inherited(plan.config, channels))
+        ours, theirs = open_channels()
+        held.callback(ours.close)
+        held.callback(theirs.close)
+        command = qemu.command_line(plan.config, theirs.channels, plan.program)
+        machine = QemuProcess(command, qemu.inherited(plan.config, theirs.channels))
         held.callback(machine.close)
-        for end in (*ours, *theirs):
-            held.callback(end.close)
         for number in range(1, KILLS + 1):
             appliance = _appliance(link, tmp_path)
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import select
 import time
 from collections.abc import Iterator, Sequence
@@ -18,9 +19,10 @@ from tests.agents_code import agents_code
 from tests.link_machine import LinkMachine, Plan, machine_plan
 from tests.vm.conftest import RUN_SECONDS
 from vch import qemu
+from vch.channel import READ_SIZE, open_channels
 from vch.machine import Machine
-from vch.qemu import LINK_PORT, Channels, LinkKind
-from vch.qemu_process import QemuProcess, channel
+from vch.qemu import LINK_PORT, LinkKind
+from vch.qemu_process import QemuProcess
 
 pytestmark = pytest.mark.vm
 
@@ -45,21 +47,19 @@ def run(plan: Plan, words: Sequence[str] = (), devices: Sequence[str] = (), *, l
     config = replace(plan.config, devices=tuple(devices),
                      boot=replace(plan.config.boot, arguments=(*plan.config.boot.arguments, *words)))  # fmt: skip
     with ExitStack() as held:
-        ours, theirs = zip(*(channel() for _ in range(3)), strict=True)
-        for end in (*ours, *theirs):
-            held.callback(end.close)
-        channels = Channels(*(end.fileno() for end in theirs))
-        command = qemu.command_line(config, channels, plan.program)
+        ours, theirs = open_channels()
+        held.callback(ours.close)
+        held.callback(theirs.close)
+        command = qemu.command_line(config, theirs.channels, plan.program)
         if not link:
             at = command.index(f"virtserialport,bus=ports.0,chardev=link,name={LINK_PORT}")
             del command[at - 1 : at + 1]
-        machine = QemuProcess(command, qemu.inherited(config, channels))
+        machine = QemuProcess(command, qemu.inherited(config, theirs.channels))
         held.callback(machine.close)
-        for end in theirs:
-            end.close()
-        console, said, deadline = ours[2], b"", time.monotonic() + RUN_SECONDS
+        theirs.close()
+        console, said, deadline = ours.console, b"", time.monotonic() + RUN_SECONDS
         while select.select([console], [], [], max(0.0, deadline - time.monotonic()))[0]:
-            data = console.recv(65536)
+            data = os.read(console.fileno(), READ_SIZE)
             if not data:
                 return said.decode().replace("\r", "")
             said += data

@@ -18,14 +18,14 @@ from typing import Any
 from tether.link.reactor import Reactor
 from tether.link.waking import WAITING
 from vch import qemu
-from vch.channel import read_channel
+from vch.channel import Ends, open_channels, read_channel
 from vch.clone.key import template_of
 from vch.clone.store import MEMORY, STATE, Facts, Store, describe_files
 from vch.console import Console
 from vch.errors import BootError, DeadlineError, HostError, MachineError
 from vch.explain import Evidence, Stage, explain
-from vch.qemu import Accelerator, Channels, Frozen, MachineConfig
-from vch.qemu_process import QemuProcess, channel
+from vch.qemu import Accelerator, Frozen, MachineConfig
+from vch.qemu_process import QemuProcess
 from vch.qmp import Qmp, QmpAnswer, QmpProtocolError
 
 MIB = 1 << 20
@@ -89,22 +89,20 @@ class _Template:
 
     def freeze(self) -> None:
         """All of it.  Raises OperationError."""
-        ours, theirs = zip(*(channel() for _ in range(3)), strict=True)
-        channels = Channels(*(end.fileno() for end in theirs))
+        ours, theirs = open_channels()
         try:
-            command = qemu.command_line(self._config, channels, self._program)
-            self._process = process = QemuProcess(command, qemu.inherited(self._config, channels))
-            for end in theirs:
-                end.close()
+            command = qemu.command_line(self._config, theirs.channels, self._program)
+            self._process = process = QemuProcess(command, qemu.inherited(self._config, theirs.channels))
+            theirs.close()
             try:
-                self._watch(process, *ours)
+                self._watch(process, ours)
                 self._boot()
-                self._migrate(ours[0])
+                self._migrate(ours.qmp)
             finally:
                 process.close()
         finally:
-            for end in (*ours, *theirs):
-                end.close()
+            ours.close()
+            theirs.close()
             self._reactor.close()
 
     def _boot(self) -> None:
@@ -143,15 +141,16 @@ class _Template:
         heard = f"; last heard: {self._console.last_words}" if self._console.last_words else ""
         raise DeadlineError("make template", what, f"not within {seconds:.0f} s{heard}", console=self._console.tail())
 
-    def _watch(self, process: QemuProcess, monitor: socket.socket, link: socket.socket, console: socket.socket) -> None:
+    def _watch(self, process: QemuProcess, ours: Ends) -> None:
         def take_link(data: bytes) -> None:
             self._said = (self._said + data)[-SAID_BYTES:]
 
         def over() -> None:
             """The end of the process says what it means."""
 
-        for end, take in ((monitor, self._take_qmp), (link, take_link), (console, self._console.feed)):
-            read_channel(self._reactor, end, take, over)
+        read_channel(self._reactor, ours.qmp, self._take_qmp, over)
+        read_channel(self._reactor, ours.link, take_link, over)
+        read_channel(self._reactor, ours.console, self._console.feed, over)
         ended = self._reactor.watch(process.pidfd, lambda _ready: ended.close())
 
     def _take_qmp(self, data: bytes) -> None:
