@@ -20,12 +20,14 @@ from tether.disks import describe, find_disk
 from tether.faults import TetherError
 from tether.inside import by_handle, hint_for
 from tether.link.record import Record
+from tether.modules import load_on_demand
 from tether.spec import Layer, Root
 from tether.syscalls import MS_BIND, MS_RDONLY, MS_REMOUNT, PAGE, mount
 
 LAYERS, INIT_LAYER, WRITABLE, MERGED = "/l", "/i", "/w", "/r"
 MAX_LAYERS = 255  # partitions that Linux finds on one disk: 127 layers, Docker's limit, and their patches fit
 FILESYSTEMS = ("erofs", "squashfs", "ext4")
+_ON_DEMAND = ("squashfs",)  # a module of the same name, where it is one
 _READ_ONLY_OPTIONS = {"ext4": "noload"}  # a journal cannot be replayed on a read-only disk
 WRITABLE_FILESYSTEM = "ext4"
 
@@ -78,6 +80,8 @@ def mount_layers(plan: RootPlan) -> None:
             from tether.verity import open_verified  # late: few specs have root hashes
 
             node = open_verified(node, layer.verity, f"layer{at.rpartition('/')[2]}")
+        if layer.filesystem in _ON_DEMAND:
+            load_on_demand(layer.filesystem)
         options = _READ_ONLY_OPTIONS.get(layer.filesystem, "")
         try:
             mount_disk(node, at, layer.filesystem, MS_RDONLY, options)
