@@ -36,6 +36,8 @@ _MAKING, _GONE, _FAILED = ".making-", ".gone-", ".failed-"
 FAILED_SECONDS = 600.0  # for so long nobody tries again to make a template that could not be made
 MOST_KEPT = 8  # of those that nobody uses at the moment; each has about 55 MB
 IDLE_SECONDS = 24 * 3600.0  # after which a template that nobody used is given back
+SHARED_SECONDS = 2.0
+_LOOK_AGAIN_SECONDS = 0.002
 MOST_STATE = 64 << 20  # bytes; a state has 0.3 MB
 _REMEDY = "make room there, or name another folder: VCH_TEMPLATES"
 
@@ -101,14 +103,14 @@ class Store:
             for name in (RECORD, MEMORY, STATE):
                 opened.append(os.open(folder / name, (os.O_RDWR if name == MEMORY else os.O_RDONLY) | os.O_CLOEXEC))
             record, memory, state = opened
-            fcntl.flock(memory, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            _share(memory)
             facts = _facts(record)
             problem = _damage(facts, key, memory, state)
             if not problem and self._private():
                 os.utime(record)
                 os.close(record)
                 return Template(facts, memory, state)
-        except BlockingIOError:  # it is being removed
+        except BlockingIOError:
             problem = ""
         except FileNotFoundError:
             problem = "incomplete" if folder.exists() else ""
@@ -246,6 +248,20 @@ def _damage(facts: Facts, key: str, memory: int, state: int) -> str:
         if getattr(facts, name) != value:
             return f"{name} is {value} instead of {getattr(facts, name)}"
     return ""
+
+
+def _share(memory: int) -> None:
+    """Says that somebody uses it.  Who looks whether anybody does (`_busy`) has it for a moment, and that is no reason
+    to make it once more.  Raises BlockingIOError if the moment lasts."""
+    deadline = time.monotonic() + SHARED_SECONDS
+    while True:
+        try:
+            fcntl.flock(memory, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(_LOOK_AGAIN_SECONDS)
 
 
 def _busy(folder: Path) -> bool:
