@@ -15,7 +15,7 @@ from vch.vspc.server import Server
 SERVICE = "vch"
 UUID = b"50 20 a4 8e 59 7c 3f 21-11 6d 5c ab 6a 0f 7c 01"
 UUID_DIGITS = "5020a48e597c3f21116d5cab6a0f7c01"
-SECONDS = 20.0
+SECONDS = 100.0
 
 
 def until(reactor: Reactor, condition: Callable[[], bool], what: str) -> None:

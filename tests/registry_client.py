@@ -14,7 +14,8 @@ from imagebuild.registry.settings import RegistrySettings
 from tests.fake_registry import OCI_LAYER_GZIP, FakeRegistry
 
 AMD64 = Platform("linux", "amd64")
-STALL_S = 0.3
+STALL_S = 0.3  # for tests of servers that stand still; any server does when the machine is busy
+PATIENT_S = 60.0
 BIG = hashlib.shake_256(b"big").digest(3 << 20)
 
 
@@ -25,8 +26,8 @@ class Sleeps(list[float]):
         self.append(seconds)
 
 
-def client(sleeps: Sleeps | None = None, attempts: int = 4, **settings: object) -> Registry:
-    chosen = RegistrySettings(stall_timeout_s=STALL_S, connect_timeout_s=2, **settings)  # type: ignore[arg-type]
+def client(sleeps: Sleeps | None = None, attempts: int = 4, stall_s: float = PATIENT_S, **settings: object) -> Registry:
+    chosen = RegistrySettings(stall_timeout_s=stall_s, connect_timeout_s=30, **settings)  # type: ignore[arg-type]
     retrier = Retrier(RetryPolicy(attempts=attempts), sleep=sleeps if sleeps is not None else Sleeps())
     return Registry(chosen, CredentialFiles(()), retrier)
 

@@ -31,8 +31,8 @@ _HTPASSWD = f"{USER}:$2b$04$3ZvowcEHCfAVzKh7/prvr.Uq96to2BRGiyreLPVR8HYxJrvlvtuC
 # What the certificate is for; a name that no resolver has is reached through a proxy.
 _NAMES = "IP:127.0.0.1,DNS:localhost,DNS:registry.test"
 
-_START_S = 20.0  # it takes 0.05 s on an idle machine
-_STOP_S = 5.0
+_START_S = 120.0  # it takes 0.05 s on an idle machine
+_STOP_S = 30.0
 _LISTENING = re.compile(rb"listening on (127\.0\.0\.1:\d+)")
 
 

@@ -33,7 +33,7 @@ _AVAILABLE, _USED = 4096, 6144
 _RX_AT = 1 << 16
 _TX_AT = _RX_AT + RING * 4096
 _TX_ROOM = 128 << 10
-ANSWER_SECONDS = 10.0
+ANSWER_SECONDS = 60.0
 ROUNDS = 2000  # of the reactor, at most, until something that is awaited has come
 
 

@@ -252,7 +252,7 @@ def test_ctrl_c_is_130(registry: FakeRegistry) -> None:
     while not registry.count("GET", "/manifests/"):
         assert child.poll() is None
     child.send_signal(signal.SIGINT)
-    assert child.communicate(timeout=20)[1].endswith(b"imagebuild: interrupted\n")
+    assert child.communicate(timeout=100)[1].endswith(b"imagebuild: interrupted\n")
     assert child.returncode == 130
 
 

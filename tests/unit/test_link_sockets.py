@@ -17,7 +17,7 @@ from tether.link.transport import Transport
 from tether.link.transport_virtio import open_virtio_port
 from tether.link.wire import Wire
 
-PATIENCE = 10.0
+PATIENCE = 60.0
 
 
 def carries(near: Transport, far: Transport) -> None:

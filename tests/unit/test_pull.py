@@ -5,8 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,8 @@ from tests.registry_fixture import running_registry
 from tests.sample_images import some_layers, write_layout
 
 LAYERS = some_layers(3)
-IMPATIENT = RegistrySettings(attempts=2, stall_timeout_s=1.0, max_retry_after_s=1.0)
+PATIENT = RegistrySettings(attempts=2, stall_timeout_s=60.0, max_retry_after_s=1.0)
+IMPATIENT = replace(PATIENT, stall_timeout_s=1.0)  # for a server that stands still
 
 
 @pytest.fixture
@@ -36,8 +39,15 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
 
-def _pull(store: Store, name: str, **options: object) -> Image:
-    return pull(name, store=store, platform="linux/amd64", settings=IMPATIENT, **options)  # type: ignore[arg-type]
+def _pull(store: Store, name: str, settings: RegistrySettings = PATIENT, **options: object) -> Image:
+    return pull(name, store=store, platform="linux/amd64", settings=settings, **options)  # type: ignore[arg-type]
+
+
+def _until_nobody_works() -> None:
+    deadline = time.monotonic() + 60
+    while any("(work)" in thread.name for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_the_package_is_cheap_to_import() -> None:
@@ -146,7 +156,8 @@ def test_a_faulty_blob_leaves_the_store_sound(
     name = f"{registry.address}/app"
     registry.fail("GET", digest_of(fake.layers[1]), fault, times=99)
     with pytest.raises(error):
-        _pull(store, name)
+        _pull(store, name, settings=IMPATIENT if fault is Fault.STALL else PATIENT)
+    _until_nobody_works()  # tasks are told to stop, and waited for briefly
     assert verify(store) == []
     assert store.find(name) is None
     assert list(store.folder("tmp").iterdir()) == []
@@ -170,7 +181,7 @@ def test_one_failing_layer_stops_the_others_at_once(registry: FakeRegistry, stor
     began = time.monotonic()
     with pytest.raises(RegistryError):
         _pull(store, f"{registry.address}/app")
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 100  # what drips would take hours
 
 
 def test_a_config_that_lies_about_its_layers(store: Store, tmp_path: Path) -> None:
@@ -255,12 +266,7 @@ def test_debians_registry_with_a_password(store: Store, tmp_path: Path, monkeypa
 
 
 def test_workers_do_not_outlive_the_pull(registry: FakeRegistry, store: Store) -> None:
-    import threading
-
     registry.add_image("app", LAYERS)
     _pull(store, f"{registry.address}/app")
-    deadline = time.monotonic() + 2
-    while any(t.daemon and "work" in t.name for t in threading.enumerate()) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not [t for t in threading.enumerate() if "(work)" in t.name]
+    _until_nobody_works()
     assert os.listdir(store.folder("tmp")) == []

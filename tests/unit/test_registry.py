@@ -19,7 +19,7 @@ from tests.fake_registry import (
     describe,
     sha256,
 )
-from tests.registry_client import AMD64, BIG, Sleeps, blob_of, client, download, name
+from tests.registry_client import AMD64, BIG, STALL_S, Sleeps, blob_of, client, download, name
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ def test_retry_after_is_kept_to_and_has_a_bound(fake: FakeRegistry) -> None:
 def test_a_broken_answer_is_fetched_again(fake: FakeRegistry, what: str, fault: Fault) -> None:
     fake.add_image("app", [b"x"])
     fake.fail("GET", what, fault)
-    with client() as registry:
+    with client(stall_s=STALL_S) as registry:
         registry.resolve(name(fake), AMD64)
 
 

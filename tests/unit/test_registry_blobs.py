@@ -22,7 +22,7 @@ from tests.fake_registry import (
     Fault,
     sha256,
 )
-from tests.registry_client import AMD64, BIG, STALL_S, Sleeps, blob_of, client, download, name
+from tests.registry_client import AMD64, BIG, PATIENT_S, STALL_S, Sleeps, blob_of, client, download, name
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_small_blobs(fake: FakeRegistry, data: bytes) -> None:
 def test_a_broken_download_goes_on_where_it_stopped(fake: FakeRegistry, fault: Fault) -> None:
     descriptor = blob_of(fake)
     fake.fail("GET", "/blobs/", fault, times=2)
-    with client() as registry:
+    with client(stall_s=STALL_S if fault is Fault.STALL else PATIENT_S) as registry:
         assert download(registry, fake, descriptor) == BIG
     ranges = [one.headers.get("range") for one in fake.seen if "/blobs/" in one.path]
     assert ranges[0] is None
@@ -163,7 +163,7 @@ def test_credentials_do_not_follow_a_redirect(auth: str) -> None:
         fake.fail("GET", "/bucket/", Fault.TRUNCATE)
         credentials = FixedCredentials(fake.address, Credential(USER, PASSWORD))
         retrier = Retrier(RetryPolicy(), sleep=Sleeps())
-        with Registry(RegistrySettings(stall_timeout_s=STALL_S), credentials, retrier) as registry:
+        with Registry(RegistrySettings(stall_timeout_s=PATIENT_S), credentials, retrier) as registry:
             assert download(registry, fake, descriptor) == BIG
         assert len(fake.seen_by_storage) == 2
         assert not any(one.authorization for one in fake.seen_by_storage)
