@@ -15,6 +15,7 @@ from tether.uevents import wait_for
 
 _BLOCK = "/sys/block"
 _VPD_HEADER = 4  # bytes: type, page code, length
+_PULLED = (errno.ENOENT, errno.ENODEV, errno.ENXIO)  # what /sys says of a device that goes away just now
 _NO_DISKS = ("loop", "ram", "dm-", "zram", "sr")  # block devices that are never meant by a spec
 
 
@@ -76,8 +77,16 @@ def inventory(devices: list[BlockDevice]) -> str:
 
 
 def block_devices() -> list[BlockDevice]:
-    """All disks that are there now."""
-    return [_device(name) for name in sorted(os.listdir(_BLOCK)) if not name.startswith(_NO_DISKS)]
+    """All disks that are there now.  One that is pulled while it is looked at is not."""
+    found = []
+    for name in sorted(os.listdir(_BLOCK)):
+        if not name.startswith(_NO_DISKS):
+            try:
+                found.append(_device(name))
+            except OSError as error:
+                if error.errno not in _PULLED:
+                    raise
+    return found
 
 
 def _device(name: str) -> BlockDevice:
@@ -117,11 +126,18 @@ def opens(node: str) -> bool:
     return True
 
 
+def _partitions(name: str) -> list[str]:
+    try:
+        return sorted(part for part in os.listdir(f"{_BLOCK}/{name}") if part.startswith(name))
+    except FileNotFoundError:
+        return []  # it has just been pulled
+
+
 def _labelled(disk: Disk) -> str | None:
     from tether.labels import labelled  # late: few specs name a label
 
     names = [device.name for device in block_devices()]
-    parts = [part for name in names for part in sorted(os.listdir(f"{_BLOCK}/{name}")) if part.startswith(name)]
+    parts = [part for name in names for part in _partitions(name)]
     found = labelled([*names, *parts], disk.label)
     if len(found) > 1:
         raise TetherError(describe(disk), "there are several: " + ", ".join(found), hint="give each its own label")

@@ -24,7 +24,8 @@ _DESCRIPTOR_AT, _DESCRIPTOR_BYTES = 32768, 2048  # the primary volume descriptor
 _PRIMARY = b"\x01CD001"
 _LABEL = slice(40, 72)
 _NOT_MEDIA = ("loop", "ram", "dm-", "zram")
-_NO_MEDIUM = (errno.ENOMEDIUM, errno.ENXIO, errno.EIO)  # an empty drive, or a disk that is on its way in or out
+# An empty drive, or a disk that is on its way in or out.
+_NO_MEDIUM = (errno.ENOMEDIUM, errno.ENXIO, errno.EIO, errno.ENOENT)
 
 _LOOP_CTL_GET_FREE = 0x4C82
 _LOOP_CONFIGURE = 0x4C0A

@@ -170,10 +170,11 @@ def test_a_broken_answer_is_fetched_again(fake: FakeRegistry, what: str, fault: 
 
 
 def test_nobody_there() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    with client() as registry, pytest.raises(RegistryError, match="nothing listens at"):
-        registry.resolve(Reference.parse(f"127.0.0.1:{port}/app"), AMD64)
+    with socket.socket() as silent, client() as registry:
+        silent.bind(("127.0.0.1", 0))  # nobody else gets it, and it does not listen
+        port = silent.getsockname()[1]
+        with pytest.raises(RegistryError, match="nothing listens at"):
+            registry.resolve(Reference.parse(f"127.0.0.1:{port}/app"), AMD64)
 
 
 def test_no_such_host() -> None:
