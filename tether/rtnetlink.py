@@ -34,7 +34,8 @@ _TABLE_MAIN, _PROTOCOL_BOOT, _SCOPE_UNIVERSE, _SCOPELINK, _TYPE_UNICAST = 254, 3
 _RTNH_F_ONLINK = 4  # the gateway is on this link although no address of ours says so
 DEFAULT_ROUTE = "default"
 _REPLY_BYTES = 65536
-RECEIVE_TIMEOUT = (1, 20, struct.pack("ll", 5, 0))  # SOL_SOCKET, SO_RCVTIMEO, struct timeval; it answers at once
+# SOL_SOCKET, SO_RCVTIMEO, struct timeval.  It answers at once, if not another interface is just being registered.
+RECEIVE_TIMEOUT = (1, 20, struct.pack("ll", 30, 0))
 
 
 class Request(Record):
