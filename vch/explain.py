@@ -113,8 +113,13 @@ def _cause_in_qemu(ended: Ended) -> tuple[str, str, str]:
     if not ended.killed_by:
         return "QEMU", ended.complaint or f"ended with {ended.status}", _remedy_for(ended.complaint)
     name = signal.Signals(ended.killed_by).name
-    remedy = "see whether the host ran out of memory (dmesg)" if name == "SIGKILL" else ""
-    return "QEMU", f"killed by {name}", remedy
+    return "QEMU", f"killed by {name}", _REMEDIES.get(name, "")
+
+
+_REMEDIES = {
+    "SIGKILL": "see whether the host ran out of memory (dmesg)",
+    "SIGBUS": "its memory is a file for which there was no room, or that was truncated: see VCH_TEMPLATES",
+}
 
 
 def _remedy_for(complaint: str) -> str:

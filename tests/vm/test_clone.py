@@ -10,15 +10,18 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from imagebuild.demo import demo_layers, fetch_busybox
 from imagebuild.oci.compose import LayerTar, write_layout
-from tests.vm.conftest import VCH, Vch
+from tests.vm.conftest import RUN_SECONDS, VCH, Vch
 from tests.vm.harness import container
 from tests.vm.run_helpers import STEP_SECONDS, gone, machines_of, until_line
+from vch import machine as machine_module
+from vch.clone.resume import Resume
 from vch.clone.store import MEMORY, RECORD, STATE, describe_files
 
 pytestmark = pytest.mark.vm
@@ -238,6 +241,81 @@ def test_too_little_room_for_templates(vch: Vch, image: str, tmp_path: Path, mon
         subprocess.run(["umount", tmp_path], check=True)
 
 
+@pytest.mark.root
+def test_the_folder_fills_up_while_a_template_is_made(
+    vch: Vch, image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.geteuid():
+        pytest.skip("mounts a small tmpfs")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300m", "none", tmp_path], check=True)
+    try:
+        monkeypatch.setenv("VCH_TEMPLATES", str(tmp_path))
+        process = vch.start("run", "-D", image, "echo", "x")
+        (maker,) = _until(tmp_path / f"vch-{os.geteuid()}", process.pid, "boots")
+        os.kill(maker, signal.SIGSTOP)
+        fill(tmp_path / "full")
+        os.kill(maker, signal.SIGCONT)
+        out, err = process.communicate(timeout=RUN_SECONDS)
+        assert out == b"x\n"
+        assert b"it boots: boot: QEMU: killed by SIGBUS (its memory is a file for which there was no room" in err
+        assert json.loads(vch("template", "ls", "--json").stdout) == []
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def fill(path: Path) -> None:
+    """Writes until nothing more can be written."""
+    with open(path, "wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(1 << 20)):
+            pass
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_clone_that_ends_or_hangs_while_it_wakes(
+    home: Path, image: str, monkeypatch: pytest.MonkeyPatch, blow: signal.Signals
+) -> None:
+    """Another machine takes its place: nothing of it is left, and it has never been told what to run."""
+    struck = []
+
+    def strike(resume: Resume) -> None:
+        struck.extend(machines_of(os.getpid()))
+        os.kill(struck[-1], blow)
+        wake(resume)
+
+    with container(image, "sleep", "1000") as made:
+        assert made.machine.cloned
+    monkeypatch.setitem(machine_module.WAKE_SECONDS, made.machine.config.accelerator, 3.0)
+    wake = Resume._run
+    monkeypatch.setattr(Resume, "_run", strike)
+    with container(image, "sleep", "1000") as made:
+        assert len(struck) == 1
+        assert not made.machine.cloned
+        assert gone(struck[0])
+        assert made.sh("echo x").out == "x\n"
+        assert len(machines_of(os.getpid())) == 1
+    monkeypatch.undo()
+    with container(image, "sleep", "1000", start=False) as made:
+        assert made.machine.cloned  # what was done to that one says nothing against its template
+
+
+def test_more_memory_than_the_host_has(vch: Vch, image: str, own_templates: Path) -> None:
+    vch("template", "build")
+    too_much = 2 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE") >> 27 << 7
+    run = vch("run", "-D", "-m", f"{too_much}m", image, "echo", "x")
+    assert (run.returncode, run.stdout) == (125, b"")
+    assert run.stderr.decode().splitlines()[-1].endswith("Cannot allocate memory (use less memory: -m)")
+    assert A_CLONE in vch("run", "-D", image, "true").stderr
+
+
+def test_no_memory_for_another_clone(vch: Vch, image: str, own_templates: Path) -> None:
+    vch("template", "build")
+    little = f"ulimit -v 600000; exec {VCH} run -D -m 1g {image} echo x"  # KiB; QEMU wants to map more than that
+    run = subprocess.run(["sh", "-c", little], capture_output=True, timeout=RUN_SECONDS, check=False)
+    assert (run.returncode, run.stdout) == (125, b"")
+    assert run.stderr.decode().splitlines()[-1].endswith("Cannot allocate memory (use less memory: -m)")
+    assert A_CLONE in vch("run", "-D", image, "true").stderr
+
+
 def test_templates_off(vch: Vch, image: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VCH_TEMPLATES", "off")
     assert A_CLONE not in vch("run", "-D", image, "true").stderr
@@ -256,6 +334,15 @@ def test_a_clone_outlives_its_template(vch: Vch, image: str, own_templates: Path
     assert list(own_templates.iterdir()) == []
     out, _ = process.communicate(b"go\n", timeout=STEP_SECONDS)
     assert out.endswith(b"done\n")
+
+
+def test_memory_that_is_truncated_under_a_clone(vch: Vch, image: str, own_templates: Path) -> None:
+    process = vch.start("run", "-i", image, "sh", "-c", "echo up; read x; md5sum /bin/busybox; echo done")
+    until_line(process, b"up\n")
+    os.truncate(the_template(own_templates) / MEMORY, 0)
+    out, err = process.communicate(b"go\n", timeout=STEP_SECONDS)
+    assert (process.returncode, out) == (137, b"")
+    assert b"killed by SIGBUS (its memory is a file" in err
 
 
 def test_makers_that_are_killed(vch: Vch, image: str, own_templates: Path) -> None:
