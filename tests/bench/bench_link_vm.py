@@ -259,29 +259,41 @@ def _raw(machine: LinkMachine) -> socket.socket:
 
 
 def _latency(machine: LinkMachine, runs: int, report: Report) -> None:
-    raw, link, ping, execs = [], [], [], []
+    raw, relay, link, ping, execs = [], [], [], [], []
     for _ in range(runs):
         raw.append(raw_round_trip(machine))
+        relay.append(relay_round_trip(machine))
         link.append(link_round_trip(machine))
         ping.append(statistics.median(_timed(machine.machine.ping) for _ in range(ROUND_TRIPS // 10)))
         execs.append(statistics.median(_timed(lambda: exec_true(machine)) for _ in range(SPAWNS)))
     spawn = int(machine.sh(f"{PROGRAM} - spawn {SPAWNS * runs}")) / 1e6
-    raw_ms, link_ms, exec_ms = map(statistics.median, (raw, link, execs))
+    raw_ms, relay_ms, link_ms, exec_ms = map(statistics.median, (raw, relay, link, execs))
     floor = spawn + raw_ms
     report.facts["link-vm: round trip ms, raw port"] = round(raw_ms, 3)
+    report.facts["link-vm: round trip ms, relay in C"] = round(relay_ms, 3)
     report.facts["link-vm: round trip ms, stdin to stdout of a session"] = round(link_ms, 3)
     report.facts["link-vm: round trip ms, Ping"] = round(statistics.median(ping), 3)
     report.facts["link-vm: spawn in the guest ms"] = round(spawn, 3)
     report.facts["link-vm: exec true ms"] = round(exec_ms, 3)
     report.ratios["link-vm: round trip of a session / raw port"] = round(link_ms / raw_ms, 2)
+    report.ratios["link-vm: round trip of a session / relay in C"] = round(link_ms / relay_ms, 2)
     report.ratios["link-vm: Ping / raw port"] = round(statistics.median(ping) / raw_ms, 2)
     report.ratios["link-vm: exec true / (spawn + round trip)"] = round(exec_ms / floor, 2)
 
 
 def raw_round_trip(machine: LinkMachine) -> float:
     """One byte there and back on the raw port."""
+    return _echoed(machine, "echo")
+
+
+def relay_round_trip(machine: LinkMachine) -> float:
+    """As `raw_round_trip` from behind two pipes."""
+    return _echoed(machine, "relay")
+
+
+def _echoed(machine: LinkMachine, what: str) -> float:
     raw = _raw(machine)
-    session, _ = machine.exec(PROGRAM, RAW_DEVICE, "echo", str(ROUND_TRIPS))
+    session, _ = machine.exec(PROGRAM, RAW_DEVICE, what, str(ROUND_TRIPS))
     assert raw.recv(1) == b"r"
 
     def once() -> None:

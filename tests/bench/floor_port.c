@@ -5,14 +5,16 @@
  *     floor_port PATH source BYTES     writes BYTES in pieces of 64 KiB
  *     floor_port PATH sink BYTES       reads BYTES, then writes one byte
  *     floor_port PATH echo COUNT       reads and writes back single bytes
+ *     floor_port PATH relay COUNT      as "echo", done by a child behind two pipes
  *     floor_port PATH send BYTES       relays BYTES from standard input, in pieces of 64 KiB, as cat(1) would
  *     floor_port PATH fetch BYTES      relays BYTES to standard output
  *     floor_port - spawn COUNT         runs /bin/true COUNT times, prints the nanoseconds that one took
  *
- * PATH is a device, or "-" for standard input and output.  On a device "sink", "echo" and "fetch" first write one byte:
- * what comes before the line is raw would be lost.
+ * PATH is a device, or "-" for standard input and output.  On a device "sink", "echo", "relay" and "fetch" first write
+ * one byte: what comes before the line is raw would be lost.
  */
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -62,6 +64,40 @@ static int echo(long long count)
 	while (count-- > 0)
 		if (read(in, &byte, 1) != 1 || write(out, &byte, 1) != 1)
 			return failed("echo");
+	return 0;
+}
+
+/* What any agent has to do for a process that knows nothing of ports: both pipes and the port are waited for. */
+static int relayed_echo(long long count)
+{
+	int to[2], from[2];
+
+	if (pipe(to) || pipe(from))
+		return failed("pipe");
+	if (fork() == 0) {
+		in = to[0];
+		out = from[1];
+		_exit(echo(count));
+	}
+	struct pollfd ends[2] = {{in, POLLIN, 0}, {from[0], POLLIN, 0}};
+
+	for (long long left = count; left > 0;) {
+		ssize_t n;
+
+		if (poll(ends, 2, -1) < 0)
+			return failed("poll");
+		if (ends[0].revents & POLLIN) {
+			n = read(in, piece, sizeof(piece));
+			if (n <= 0 || write(to[1], piece, n) != n)
+				return failed("to the child");
+		}
+		if (ends[1].revents & POLLIN) {
+			n = read(from[0], piece, sizeof(piece));
+			if (n <= 0 || write(out, piece, n) != n)
+				return failed("from the child");
+			left -= n;
+		}
+	}
 	return 0;
 }
 
@@ -130,6 +166,8 @@ int main(int argc, char **argv)
 		return sink(atoll(argv[3]));
 	if (strcmp(argv[2], "echo") == 0)
 		return echo(atoll(argv[3]));
+	if (strcmp(argv[2], "relay") == 0)
+		return relayed_echo(atoll(argv[3]));
 	if (strcmp(argv[2], "fetch") == 0)
 		return relay(in, 1, atoll(argv[3]));
 	return spawn(atoll(argv[3]));
