@@ -14,8 +14,9 @@ from tether.link.reactor import Reactor, Watch
 from tether.link.stream import Stream
 from vch.sinks import Sink, SinkClosedError
 
-CHUNK = 64 << 10  # bytes of one read or write: what a pipe holds
-ROUNDS = 8  # chunks in a row before other streams get their turn
+CHUNK = 64 << 10  # bytes of one read: what a pipe holds
+FRAME = 512 << 10  # what arrives at a time: taken as it is, it need not be copied
+ROUNDS = 2  # chunks in a row before other streams get their turn
 
 
 class InputPump:
@@ -61,8 +62,9 @@ class InputPump:
         if not data:
             self._finish()
             return
-        self._left = memoryview(data)
-        if not self._pass_on():
+        taken = self._stream.write(data)  # all of it as a rule, and bytes are kept as they are
+        if taken < len(data):
+            self._left = memoryview(data)[taken:]
             self._unwatch()  # a hung-up pipe reports itself without being asked: nothing less than this is silence
 
     def _pass_on(self) -> bool:
@@ -104,7 +106,7 @@ class OutputPump:
         try:
             for _ in range(ROUNDS):
                 if not self._left:
-                    self._left = memoryview(self._stream.read(CHUNK))
+                    self._left = memoryview(self._stream.read(FRAME))
                 if not self._left:
                     if self._stream.ended or self._final:
                         self._end(None)

@@ -67,7 +67,7 @@ class Endpoint:
         self.role, self.limits, self.durable, self.software = role, limits, durable, software
         self.instance = instance or random(INSTANCE_SIZE)
         self.phase = DOWN
-        self.on_output: Callable[[], None] = _nobody  # called when `gather` may have something after it had nothing
+        self.on_output: Callable[[], None] = _nobody
         self.stale = 0  # frames ignored because they came before the connection was live
         self._random = random
         self._events: list[Event] = []
@@ -77,15 +77,12 @@ class Endpoint:
         self.known = b""  # instance of the last peer that this end was live with
         self._owed: set[int] = set()  # opening frames, and a BYE, to send
         self._bye = ""
-        self._idle = True  # `gather` had nothing, or was not called yet
+        self.idle = True  # `gather` has nothing; `on_output` is called when that changes
         self.mux = self._new_mux()
         self.messenger = Messenger(role, self.instance, self.mux, self._events)
 
     def _new_mux(self) -> Mux:
-        mux = Mux(self.limits, self.durable, self._events, self._poke)
-        mux.sender(CONTROL_STREAM)
-        mux.receiver(CONTROL_STREAM)
-        return mux
+        return Mux(self.limits, self.durable, self._events, self._poke)
 
     def _new_hello(self) -> Hello:
         connection = self._random(NONCE_SIZE)
@@ -142,20 +139,23 @@ class Endpoint:
 
     def gather(self) -> "list[Part]":
         """As `transmit`, in pieces for writev."""
-        if self._idle:
-            return []
+        outbox = self.mux.outbox
+        parts = self._gather_owed() if self._owed else outbox.gather()
+        self.idle = not (parts and outbox.due)
+        return parts
+
+    def _gather_owed(self) -> "list[Part]":
+        """What opens a connection goes first, a BYE behind all that is due: nothing after it is looked at."""
+        owed, self._owed = self._owed, set()
         parts: list[Part] = []
-        peer = self._peer
-        if HELLO in self._owed:
+        if HELLO in owed:
             parts += build(HELLO, 0, parts=[pack(self._mine)])
-        if RESUME in self._owed and peer is not None:
+        peer = self._peer
+        if RESUME in owed and peer is not None:
             parts += build(RESUME, 0, parts=[pack(self._new_resume(peer))])
-        if self.phase == LIVE:
-            parts += self.mux.outbox.gather()
-        if BYE in self._owed and peer is not None:  # behind what is acknowledged: nothing after it is looked at
+        parts += self.mux.outbox.gather()
+        if BYE in owed and peer is not None:
             parts += build(BYE, peer.key, parts=[cbor.dumps({"reason": self._bye})])
-        self._owed.clear()
-        self._idle = not parts
         return parts
 
     def events(self) -> "list[Event]":
@@ -272,17 +272,19 @@ class Endpoint:
     # frames
 
     def _take_frames(self) -> None:
-        while True:
-            frame = self._decoder.next()
-            if frame is None:
-                break
+        while (frame := self._decoder.next()) is not None:
             self._take(frame)
-        if self.phase == LIVE:
+        if self.phase == LIVE and self.mux.receiver(CONTROL_STREAM).buffered:
             self.messenger.take_all(self.limits.message)
 
     def _take(self, frame: "Frame") -> None:
         kind, flags, stream, offset, payload = frame
-        if self.phase == DOWN:
+        live = self.phase == LIVE
+        if live and kind == DATA:
+            self.mux.take_data(stream, flags, offset, payload)
+        elif live and kind == ACK:
+            self.mux.take_ack(stream, flags, offset, payload)
+        elif self.phase == DOWN:
             self.stale += 1
         elif kind == HELLO:
             self._take_hello(read_hello(payload))
@@ -290,12 +292,8 @@ class Endpoint:
             self._take_resume(read_resume(payload))
         elif kind == BYE:
             self._take_bye(payload)
-        elif self.phase != LIVE:
+        elif not live:
             self.stale += 1
-        elif kind == DATA:
-            self.mux.take_data(stream, flags, offset, payload)
-        elif kind == ACK:
-            self.mux.take_ack(stream, flags, offset, payload)
         elif kind == NAK:
             self.mux.take_nak(stream, flags, offset)
         elif kind == CLOSED:
@@ -385,8 +383,8 @@ class Endpoint:
         self._poke()
 
     def _poke(self) -> None:
-        if self._idle:
-            self._idle = False
+        if self.idle:
+            self.idle = False
             self.on_output()
 
 

@@ -47,7 +47,10 @@ MOST_OPENING_PAYLOAD = 64 * 1024  # of HELLO, RESUME and BYE, whatever the limit
 _FIELDS = Struct(">4sBBHIIQ")
 _CRC = Struct(">I")
 _HEADER = Struct(">4sBBHIIQI")
+_POSITIONS = Struct(">QQ")  # payload of an ACK
+_ACK = Struct(f">{_FIELDS.size}sIQQI")  # the whole frame
 EDGE = 1024  # bytes at each end of a payload that suffice
+_TWO_EDGES = 2 * EDGE
 HEADER_SIZE = _HEADER.size
 TRAILER_SIZE = _CRC.size
 _CHECKED = _FIELDS.size  # bytes under the header CRC
@@ -76,9 +79,25 @@ def build(
     header = fields + _CRC.pack(check)
     if not parts:
         return [header]
-    for part in _edges(parts) if ends and length > 2 * EDGE else parts:
+    for part in _edges(parts) if ends and length > _TWO_EDGES else parts:
         check = crc32(part, check)
     return [header, *parts, _CRC.pack(check)]
+
+
+def build_ack(key: int, flags: int, stream: int, positions: tuple[int, int, int]) -> bytes:
+    """The frame ACK, which goes with nearly every other one.  `positions`: received, released, limit."""
+    received, released, limit = positions
+    fields = _FIELDS.pack(MARK, GENERATION, ACK, flags, _POSITIONS.size, stream, received)
+    check = crc32(fields, key)
+    return _ACK.pack(fields, check, released, limit, crc32(_POSITIONS.pack(released, limit), check))
+
+
+def read_ack(payload: memoryview) -> tuple[int, int]:
+    """What the payload of an ACK says: released, limit.  Raises ProtocolError."""
+    if len(payload) != _POSITIONS.size:
+        raise ProtocolError(f"an acknowledgement of {len(payload)} bytes")
+    released, limit = _POSITIONS.unpack(payload)
+    return released, limit
 
 
 def _edges(parts: "list[Part]") -> "list[Part]":
@@ -98,6 +117,10 @@ def _edges(parts: "list[Part]") -> "list[Part]":
         if not left:
             break
     return first + last[::-1]
+
+
+def _check_ends(payload: memoryview, check: int) -> int:
+    return crc32(payload[-EDGE:], crc32(payload[:EDGE], check))
 
 
 class Decoder:
@@ -190,26 +213,25 @@ class Decoder:
             if length > (MOST_OPENING_PAYLOAD if kind in _WHATEVER_THE_LIMITS else self._payload_limit):
                 self._skip()
                 raise ProtocolError(f"a frame of {length} bytes, {self._payload_limit} are the limit")
-            begin, end = start + HEADER_SIZE, start + HEADER_SIZE + length
+            begin = start + HEADER_SIZE
+            end = begin + length
             whole = end + TRAILER_SIZE if length else end
             if whole > self._end:
                 self._need = whole - start
                 return None
             payload = self._view[begin:end]
-            if length and self._check(kind, payload, check) != _CRC.unpack_from(self._buffer, end)[0]:
-                self.damaged += 1
-                self._skip()
-                continue
+            if length:
+                long = length > _TWO_EDGES and self._ends and kind == DATA
+                check = _check_ends(payload, check) if long else crc32(payload, check)
+                if check != _CRC.unpack_from(self._buffer, end)[0]:
+                    self.damaged += 1
+                    self._skip()
+                    continue
             self._start = whole
             self._need = HEADER_SIZE
             self._ticks = 0
             return kind, flags, stream, offset, payload
         return None
-
-    def _check(self, kind: int, payload: memoryview, check: int) -> int:
-        if self._ends and kind == DATA and len(payload) > 2 * EDGE:
-            return crc32(payload[-EDGE:], crc32(payload[:EDGE], check))
-        return crc32(payload, check)
 
     def tick(self) -> bool:
         """Time passes: gives up a frame that is not whole at its second tick, and says so.

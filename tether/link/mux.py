@@ -8,8 +8,8 @@ then its position stays, so that a late duplicate does not bring it back to life
 from _weakref import ref
 
 from tether.link.errors import ProtocolError
-from tether.link.events import Aborted, Drained, Readable, Stopped, Writable
-from tether.link.frame import ABORT, FIN, FLAG_BITS, LIFE_SHIFT, LIVES, STOP
+from tether.link.events import Aborted, Drained, Stopped, Writable
+from tether.link.frame import ABORT, FIN, FLAG_BITS, LIFE_SHIFT, LIVES, STOP, read_ack
 from tether.link.messages import CONTROL_STREAM
 from tether.link.outbox import Outbox
 from tether.link.receiver import NOTHING, URGENT, Receiver
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from tether.link.hello import Hello
     from tether.link.limits import Limits
 
-_ACK_SIZE = 16
 _MOST_FINISHED = 1024  # a duplicate is no older than what the transport can hold
 
 
@@ -44,6 +43,8 @@ class Mux:
         # done, which no saved snapshot says yet.
         self._finished: dict[int, int] = {}
         self.parted: dict[int, int] = {}
+        self.sender(CONTROL_STREAM)
+        self.receiver(CONTROL_STREAM)
 
     @property
     def peer(self) -> "Hello | None":
@@ -133,10 +134,11 @@ class Mux:
 
     def consumed(self, receiver: Receiver) -> None:
         """The owner took bytes from `receiver`."""
-        if self.durable:
-            self.release(receiver, receiver.released, receiver.final)
-        else:
-            self.release(receiver, receiver.consumed, receiver.ended)
+        if not self.durable:
+            receiver.release(receiver.consumed, receiver.consumed == receiver.end)
+        self.outbox.owe(receiver)
+        if receiver.closed:
+            self._forget_receiver(receiver)
 
     def release(self, receiver: Receiver, released: int, final: bool) -> None:
         """The peer need not keep what is below `released` of this stream, and if `final` the stream itself."""
@@ -162,11 +164,13 @@ class Mux:
         if flags and number == CONTROL_STREAM:
             raise ProtocolError("the control stream cannot end")
         life, flags = flags >> LIFE_SHIFT, flags & FLAG_BITS
-        if self._finished.get(number) == life:
-            return
-        receiver = self.opened(number, life)
-        if receiver.life != life:
-            return  # of a former life
+        receiver = self.receivers.get(number)
+        if receiver is None or receiver.life != life or not receiver.opened:
+            if self._finished.get(number) == life:
+                return
+            receiver = self.opened(number, life)
+            if receiver.life != life:
+                return  # of a former life
         ended_before, arrived = receiver.end, receiver.expected
         if receiver.accept(offset, payload, flags):
             self.outbox.complain(receiver)
@@ -177,15 +181,14 @@ class Mux:
         if (news or receiver.end != ended_before) and not receiver.stopped and number not in self._readable:
             self._readable.add(number)
             if number != CONTROL_STREAM:
-                self._events.append(Readable(stream=number))
-        if receiver.stopped or receiver.ended:
+                self._events.append(receiver.readable)
+        if receiver.stopped or receiver.consumed == receiver.end:
             self.consumed(receiver)
         self.outbox.owe(receiver, news)
 
     def take_ack(self, number: int, flags: int, received: int, payload: memoryview) -> None:
         """ACK."""
-        if len(payload) != _ACK_SIZE:
-            raise ProtocolError(f"an acknowledgement of {len(payload)} bytes")
+        released, limit = read_ack(payload)
         life, flags = flags >> LIFE_SHIFT, flags & FLAG_BITS
         sender = self.senders.get(number)
         if sender is None or sender.life != life:
@@ -193,7 +196,6 @@ class Mux:
             if sender is None and self.parted.get(number) != life and not self.outbox.crowded:
                 self.outbox.close(number, life)
             return
-        released, limit = int.from_bytes(payload[:8], "big"), int.from_bytes(payload[8:], "big")
         sender.acknowledge(received, released, limit, bool(flags & FIN))
         if flags & STOP and not sender.stopped:
             sender.stopped = True

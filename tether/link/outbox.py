@@ -7,7 +7,7 @@ than that.
 
 import sys
 
-from tether.link.frame import ACK, CLOSED, DATA, LIFE_SHIFT, NAK, build
+from tether.link.frame import CLOSED, DATA, LIFE_SHIFT, NAK, build, build_ack
 from tether.link.messages import CONTROL_STREAM
 from tether.link.receiver import LAZY, URGENT
 
@@ -44,7 +44,7 @@ class Outbox:
 
     def wrote(self, sender: "Sender") -> None:
         """There may be something to send in `sender`."""
-        if sender.pending:
+        if sender.next < sender.end or sender.urgent:  # `gather` looks whether there is credit
             if not sender.queued:
                 sender.queued = True
                 self._queue.append(sender)
@@ -68,6 +68,11 @@ class Outbox:
     def owes(self) -> bool:
         """Some acknowledgement has been put off."""
         return bool(self._lazy)
+
+    @property
+    def due(self) -> bool:
+        """`gather` may have something; more precisely only it knows."""
+        return bool(self._queue or self._urgent or self._naks or self._closed)
 
     def hurry(self) -> None:
         """Makes acknowledgements that were put off go out with the next frames."""
@@ -106,7 +111,7 @@ class Outbox:
     def gather(self) -> "list[Part]":
         """The pieces of the next frames; empty if there is nothing to send now."""
         peer = self.peer
-        if peer is None or not (self._queue or self._urgent or self._naks or self._closed):
+        if peer is None or not self.due:
             return []
         parts: list[Part] = []
         key = peer.key
@@ -130,10 +135,8 @@ class Outbox:
 
     def _gather_acks(self, owed: "dict[int, Receiver]", parts: "list[Part]", key: int) -> None:
         for number, receiver in owed.items():
-            received, released, limit, flags = receiver.tell()
-            payload = released.to_bytes(8, "big") + limit.to_bytes(8, "big")
-            flags |= receiver.life << LIFE_SHIFT
-            parts += build(ACK, key, flags=flags, stream=number, offset=received, parts=[payload])
+            positions, flags = receiver.tell()
+            parts.append(build_ack(key, flags | receiver.life << LIFE_SHIFT, number, positions))
         owed.clear()
         if not self._lazy:
             self._unacknowledged = 0
@@ -146,21 +149,22 @@ class Outbox:
     def _gather_data(self, parts: "list[Part]", peer: "Hello", key: int) -> None:
         """DATA frames: one of the control stream, then of the others in turn until a payload's worth is together."""
         payload = self.limits.payload if self.limits.payload < peer.payload else peer.payload
-        allowed = self._allowed(peer)
+        allowed = self._allowed(peer) if peer.flight else sys.maxsize
         control = self._senders.get(CONTROL_STREAM)
-        if control is not None and (control.urgent or (control.ready and allowed)):
+        if control is not None and control.queued and (control.urgent or (control.ready and allowed)):
             allowed -= self._gather_frame(control, parts, peer, key, min(payload, allowed))
         queue, together = self._queue, 0
         for _ in range(len(queue)):
             sender = queue.popleft()
             sender.queued = False
             if sender is not control:
-                if not sender.pending or self._senders.get(sender.number) is not sender:
+                ready = min(sender.end, sender.limit) - sender.next
+                if not (ready > 0 or sender.urgent) or self._senders.get(sender.number) is not sender:
                     continue
                 if not sender.opened and not self._may_open(peer):
                     self._unopened[sender.number] = sender
                     continue
-                size = min(sender.ready, payload, allowed - together)
+                size = min(ready, payload, allowed - together)
                 busy = sender.next - sender.received >= peer.window // 2  # it owes an acknowledgement
                 if busy and size < payload // 2 and not (sender.finished or sender.probing):
                     sender.queued = True  # until that comes, more may come together
@@ -172,7 +176,7 @@ class Outbox:
                     break
                 if size > 0 or sender.urgent:
                     together += self._gather_frame(sender, parts, peer, key, max(0, size))
-            if sender.pending:
+            if sender.next < sender.end and sender.pending:
                 sender.queued = True
                 queue.append(sender)
 
@@ -185,9 +189,7 @@ class Outbox:
         return sender.next - offset
 
     def _allowed(self, peer: "Hello") -> int:
-        """How many bytes of data may go out now."""
-        if not peer.flight:
-            return sys.maxsize
+        """How many bytes of data may go out now to a peer that limits that."""
         return max(0, peer.flight - sum(sender.next - sender.received for sender in self._senders.values()))
 
     def _may_open(self, peer: "Hello") -> bool:

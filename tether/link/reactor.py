@@ -5,7 +5,7 @@ thread owns a reactor and calls everything but `post`, which any thread or signa
 """
 
 import os
-from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, epoll
+from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, epoll
 from time import monotonic
 
 TYPE_CHECKING = False
@@ -34,7 +34,7 @@ class Watch:
         self._reactor = reactor
         self._interest = -1
 
-    def update(self, *, readable: bool, writable: bool, edge: bool = False) -> None:
+    def update(self, readable: bool, writable: bool, edge: bool = False) -> None:
         """Changes what is waited for.  `edge`: only changes are reported."""
         interest = (EPOLLIN if readable else 0) | (EPOLLOUT if writable else 0) | (EPOLLET if edge else 0)
         if interest != self._interest:
@@ -112,20 +112,24 @@ class Reactor:
 
     def run_once(self, timeout: float | None = None) -> None:
         """One round: waits for the first thing to happen, at most `timeout` seconds, and calls what is due."""
-        self._run_soon()
-        for fd, ready in self._epoll.poll(self._patience(timeout), _MOST_EVENTS):
-            if fd == self._wakeup:
-                os.eventfd_read(fd)
-                continue
+        if self._soon:
+            self._run_soon()
+        patience = self._patience(timeout)
+        happened = self._epoll.poll(patience, _MOST_EVENTS)
+        for fd, ready in happened:
             watch = self._watches.get(fd)
-            if watch is not None:  # else: closed by a callback of this round
-                watch.callback(ready & ~EPOLLRDHUP)
+            if watch is not None:  # else: closed by a callback of this round, or
+                watch.callback(ready)
+            elif fd == self._wakeup:
+                os.eventfd_read(fd)
         if self._always:
             for watch, interest in list(self._always.values()):
                 if interest and watch.fd in self._always:
                     watch.callback(interest)
-        self._run_timers()
-        self._run_soon()
+        if not patience or not happened:  # a timer that came due while something else happened: the next round, at once
+            self._run_timers()
+        if self._soon:
+            self._run_soon()
 
     def run_until(self, condition: "Callable[[], bool]", seconds: float) -> bool:
         """Runs rounds until `condition` holds (True) or `seconds` have passed (False)."""
@@ -138,6 +142,7 @@ class Reactor:
         return True
 
     def _patience(self, timeout: float | None) -> float:
+        """How long the round may wait: 0 if something is due."""
         if self._soon or (self._always and any(interest for _, interest in self._always.values())):
             return 0
         if self._due < _NEVER:

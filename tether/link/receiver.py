@@ -9,6 +9,7 @@
 
 
 from tether.link.errors import ProtocolError
+from tether.link.events import Readable
 from tether.link.frame import ABORT, FIN, STOP
 
 TYPE_CHECKING = False
@@ -26,8 +27,9 @@ class Receiver:
     """See the module.  Its methods return or set `due`: whether the peer is owed an acknowledgement, and how soon."""
 
     __slots__ = (
-        "_chunks", "aborted", "closed", "complained", "consumed", "due", "end", "expected", "final", "last", "life",
-        "limit", "number", "opened", "released", "stopped", "told_limit", "told_received", "window",
+        "_at", "_chunks", "_worth", "aborted", "closed", "complained", "consumed", "due", "end", "expected", "final",
+        "last", "life", "limit", "number", "opened", "readable", "released", "stopped", "told_limit", "told_received",
+        "window",
     )  # fmt: skip
 
     def __init__(self, number: int, window: int, *, start: int = 0, life: int = 0) -> None:
@@ -45,7 +47,10 @@ class Receiver:
         self.last = start  # where the last frame began; a step back means that the peer has gone back
         self.due = NOTHING
         self.told_received, self.told_limit = start, self.limit
+        self.readable = Readable(stream=number)  # the event; one will do
+        self._worth = window // 2  # acknowledgements are put off until they are worth a frame: half of the window
         self._chunks: deque[bytes] = deque()
+        self._at = 0  # so much of the first chunk has been read
 
     @property
     def buffered(self) -> int:
@@ -73,6 +78,10 @@ class Receiver:
         Raises ProtocolError for data beyond the credit or beyond the end.
         """
         after = offset + len(payload)
+        if offset == self.expected < after <= self.limit and not flags and self.end is None:  # nearly always
+            self.last = offset
+            self._take(payload, after)
+            return False
         if self.aborted:  # what comes now was under way already
             self.due = URGENT
             return False
@@ -85,10 +94,7 @@ class Receiver:
             self.complained = True
             return complain
         if after > self.expected and offset <= self.expected:
-            self._append(payload[self.expected - offset :])
-            self.expected = after
-            self.complained = False
-            self.due = max(self.due, self._haste())
+            self._take(payload[self.expected - offset :], after)
         else:  # nothing new: the peer does not know where we stand
             self.due = URGENT
         if flags & FIN and self.end is None:
@@ -103,39 +109,48 @@ class Receiver:
         self.end = self.expected if aborted else end
         self.due = URGENT
 
-    def _append(self, payload: memoryview) -> None:
-        if self.stopped:
-            self.consumed = self.expected + len(payload)
-            return
+    def _take(self, payload: memoryview, after: int) -> None:
+        """These are the next bytes, up to `after`."""
         chunks = self._chunks
-        if chunks and len(payload) < _COALESCE and len(chunks[-1]) < _COALESCE:
+        if self.stopped:
+            self.consumed = after
+        elif chunks and len(payload) < _COALESCE and len(chunks[-1]) < _COALESCE:
             chunks[-1] += payload
         else:
             chunks.append(bytes(payload))
-
-    def _haste(self) -> int:
-        """Acknowledgements are put off until they are worth a frame: half of the window."""
-        worth = self.window // 2
-        moved = self.expected - self.told_received >= worth or self.consumed + self.window - self.told_limit >= worth
-        return URGENT if moved else LAZY
+        self.expected = after
+        self.complained = False
+        if after - self.told_received >= self._worth:
+            self.due = URGENT
+        elif self.due == NOTHING:
+            self.due = LAZY
 
     def read(self, limit: int) -> bytes:
         """Takes at most `limit` bytes."""
-        chunks = self._chunks
+        chunks, at = self._chunks, self._at
         if not chunks or limit <= 0:
             return b""
-        first = chunks.popleft()
-        if len(first) > limit:
-            chunks.appendleft(first[limit:])
-            first = first[:limit]
-        elif chunks and len(first) < limit:
-            parts, left = [first], limit - len(first)
-            while chunks and len(chunks[0]) <= left:
-                left -= len(chunks[0])
-                parts.append(chunks.popleft())
-            first = b"".join(parts)
-        self._consume(self.consumed + len(first))
-        return first
+        data = chunks[0]
+        if len(data) - at > limit:
+            data = data[at : at + limit]
+            self._at = at + limit
+        else:
+            chunks.popleft()
+            if at:
+                data = data[at:]
+                self._at = 0
+            if chunks and len(data) < limit:
+                data = self._join(data, limit)
+        self._consume(self.consumed + len(data))
+        return data
+
+    def _join(self, first: bytes, limit: int) -> bytes:
+        """`first`, and of the chunks after it as many as fit into `limit` bytes with it."""
+        chunks, parts, left = self._chunks, [first], limit - len(first)
+        while chunks and len(chunks[0]) <= left:
+            left -= len(chunks[0])
+            parts.append(chunks.popleft())
+        return b"".join(parts)
 
     def take(self, count: int) -> bytes:
         """Exactly the next `count` bytes, which must be there."""
@@ -146,43 +161,54 @@ class Receiver:
 
     def peek(self, count: int) -> bytes:
         """The next `count` bytes without taking them; fewer if there are fewer."""
-        chunks = self._chunks
-        if len(chunks) > 1 and len(chunks[0]) < count:
-            joined = b"".join(chunks)
-            chunks.clear()
+        chunks, at = self._chunks, self._at
+        if len(chunks) > 1 and len(chunks[0]) - at < count:
+            joined = b"".join(chunks)[at:]
+            self._clear()
             chunks.append(joined)
-        return chunks[0][:count] if chunks else b""
+            at = 0
+        return chunks[0][at : at + count] if chunks else b""
+
+    def _clear(self) -> None:
+        self._chunks.clear()
+        self._at = 0
 
     def stop(self) -> None:
         """Discards what is here and what will come.  Told at once, or when the stream is opened."""
         self.stopped = True
-        self._chunks.clear()
+        self._clear()
         self._consume(self.expected)
         self.due = URGENT if self.expected or self.end is not None else NOTHING
 
     def _consume(self, consumed: int) -> None:
         self.consumed = consumed
-        self.due = max(self.due, self._haste())
-        if self.consumed == self.end:
+        if consumed == self.end or consumed + self.window - self.told_limit >= self._worth:
             self.due = URGENT
+        elif self.due == NOTHING:
+            self.due = LAZY
 
     def release(self, released: int, final: bool) -> None:
         """The peer need not keep anything below `released`; nor, if `final`, that the stream has ended there."""
         if released > self.released or final > self.final:
-            self.released, self.final = max(self.released, released), self.final or final
-            self.due = max(self.due, URGENT if self.done else LAZY)
+            self.released = max(self.released, released)
+            self.final = self.final or final
+            if self.final and self.released == self.end:
+                self.due = URGENT
+            elif self.due == NOTHING:
+                self.due = LAZY
 
     def lose(self) -> None:
         """The peer has nothing more of this stream and does not know its end."""
         self.end = self.expected
         self.aborted = not self.stopped
 
-    def tell(self) -> tuple[int, int, int, int]:
-        """What an acknowledgement says: received, released, limit, flags.  It counts as told."""
+    def tell(self) -> tuple[tuple[int, int, int], int]:
+        """What an acknowledgement says: received, released, limit; and flags.  It counts as told."""
         self.due = NOTHING
         self.limit = max(self.limit, self.consumed + self.window)
         self.told_received, self.told_limit = self.expected, self.limit
-        return self.expected, self.released, self.limit, self.flags
+        flags = self.flags if self.end is not None or self.stopped else 0
+        return (self.expected, self.released, self.limit), flags
 
     def restart(self) -> None:
         """A connection begins: says everything anew."""
@@ -192,7 +218,7 @@ class Receiver:
 
     def rewind(self) -> None:
         """Forgets what has arrived and was not consumed: the peer will send it again."""
-        self._chunks.clear()
+        self._clear()
         self.expected = self.consumed
 
     def restore(self, consumed: int, life: int, *, end: int | None, stopped: bool) -> None:
@@ -205,7 +231,7 @@ class Receiver:
     def jump(self, start: int) -> int:
         """The peer keeps nothing below `start`: goes on there, and says how many bytes that skips."""
         skipped = start - self.consumed
-        self._chunks.clear()
+        self._clear()
         self.released = self.consumed = self.expected = start
         self.limit = start + self.window
         self.restart()

@@ -23,7 +23,7 @@ def positions(mux: "Mux") -> "tuple[Rows, Rows]":
     send = tuple((n, one.life, one.base, one.end) for n, one in sorted(mux.senders.items()) if one.opened)
     receive = []
     for number, receiver in sorted(mux.receivers.items()):
-        received, released, limit, _flags = receiver.tell()
+        (received, released, limit), _flags = receiver.tell()
         if received or receiver.end is not None:
             receive.append((number, receiver.life, received, released, limit, int(receiver.end is not None)))
     return send, tuple(receive)

@@ -90,8 +90,8 @@ class Sender:
         size = len(data) if type(data) is bytes else memoryview(data).nbytes
         if self.stopped:
             return size
-        room = self.room
-        count = size if size < room else room
+        room = self.capacity - self.end + self.base
+        count = size if size < room else max(room, 0)
         self.starved = size >= room
         if type(data) is bytes and count == size:
             self._append(data)  # immutable and whole: kept as it is
@@ -126,13 +126,13 @@ class Sender:
     def take(self, size: int) -> "tuple[int, list[Part], int]":
         """The next frame's offset, payload of at most `size` bytes and flags; counts as sent."""
         offset = self.next
-        want = min(size, self.ready)
+        want = min(size, self.end - offset, self.limit - offset)
         if want > 0:
             parts = self._parts(want)
-            self.next = offset + want
-            if self.next > self.high:
-                self.high = self.next
-                self.known = max(self.known, self.next)
+            self.next = after = offset + want
+            if after > self.high:
+                self.high = after
+                self.known = max(self.known, after)
         else:
             parts = []
         self.opened = True
@@ -146,6 +146,9 @@ class Sender:
     def _parts(self, left: int) -> "list[Part]":
         """The bytes from `next` on, so many, as they lie in the chunks."""
         chunks, index, at = self._chunks, self._index, self._at
+        if not at and len(chunks[index]) == left:  # the last write, and it fits
+            self._index = index + 1
+            return [chunks[index]]
         parts: list[Part] = []
         while left > 0:
             chunk = chunks[index]

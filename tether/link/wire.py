@@ -187,11 +187,12 @@ class Wire:
             return
         if ready & WRITE:
             self._blocked = False
-        if ready & READ or ready & HANGUP:
+        if ready & (READ | HANGUP):
             self._read()
-        if self.transport is not None and not self._absent:
-            if self.transport.pace and self._paced is None:
-                self._paced = self.reactor.call_later(self.transport.pace, self._read_again)
+        transport = self.transport
+        if transport is not None and not self._absent:
+            if transport.pace and self._paced is None:
+                self._paced = self.reactor.call_later(transport.pace, self._read_again)
             self._pump()
 
     def _read_again(self) -> None:
@@ -240,33 +241,35 @@ class Wire:
         transport = self.transport
         if transport is None or self._absent or self._watch is None:
             return
-        for _ in range(_ROUNDS):
-            if self._blocked or not self._write(transport):
+        rounds = _ROUNDS
+        while (self._unsent or not self.endpoint.idle) and not self._blocked and self._write(transport):
+            rounds -= 1
+            if not rounds:
+                self._schedule()
                 break
-        else:
-            self._schedule()
         if self.transport is not transport or self._absent:
             return
-        self._watch.update(readable=self._paced is None, writable=self._blocked)
-        self._arm()
+        self._watch.update(self._paced is None, self._blocked)
+        if self._tick_timer is None or self._ack_timer is None:
+            self._arm()
 
     def _write(self, transport: "Transport") -> bool:
         """One writev; False when there is nothing left to write or the transport takes no more."""
-        if not self._unsent:
+        pieces = self._unsent
+        if not pieces:
             parts = self.endpoint.gather()
             if not parts:
                 return False
-            self._unsent = _pieces(parts, transport.piece)
-        pieces = self._unsent
+            pieces = self._unsent = _pieces(parts, transport.piece)
         try:
-            count = os.writev(transport.fd, pieces[:_MOST_PIECES])
+            count = os.writev(transport.fd, pieces if len(pieces) <= _MOST_PIECES else pieces[:_MOST_PIECES])
         except BlockingIOError:
             self._blocked = True
             return False
         except OSError as error:
             self._lost(f"{transport.name}: {error.strerror}")
             return False
-        if len(pieces) <= _MOST_PIECES and count == sum(map(len, pieces)):
+        if count == sum(map(len, pieces)):
             self._unsent = []
             return True
         done = 0
