@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from imagebuild.oci.compose import LayerTar, write_layout
@@ -42,23 +42,22 @@ def debian_python_layout() -> Path:
     layout = cache_folder() / f"debian-python-{key}"
     if (layout / "index.json").exists():
         return layout
-    if os.geteuid() != 0:
-        raise CannotBuild("debootstrap needs root")
-    if not shutil.which("debootstrap"):
-        raise CannotBuild("debootstrap is not installed: apt-get install debootstrap")
     layout.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=layout.parent, prefix="debootstrap-") as scratch:
         tree, fresh = Path(scratch) / "tree", Path(scratch) / "layout"
-        _debootstrap(tree)
-        for package in (tree / "var/cache/apt/archives").glob("*.deb"):
-            package.unlink()
+        debootstrap(tree, ("python3",))
         write_layout(fresh, _layers(tree), CONFIG)
         if not layout.exists():
             fresh.rename(layout)
     return layout
 
 
-def _debootstrap(tree: Path) -> None:
+def debootstrap(tree: Path, packages: Sequence[str]) -> None:
+    """A small Debian with these packages, unpacked and configured.  Raises CannotBuild."""
+    if os.geteuid() != 0:
+        raise CannotBuild("debootstrap needs root")
+    if not shutil.which("debootstrap"):
+        raise CannotBuild("debootstrap is not installed: apt-get install debootstrap")
     mirror = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(SITE) $(CODENAME) $(COMPONENT)", "Created-By: Packages"],
         check=True, capture_output=True, text=True, timeout=60,
@@ -66,18 +65,20 @@ def _debootstrap(tree: Path) -> None:
     sites = [line.split()[0] for line in mirror.splitlines() if line.split()[1:] == [SUITE, "main"]]
     if not sites:
         raise CannotBuild(f"apt on this machine knows no mirror of {SUITE}")
-    command = ["debootstrap", "--variant=minbase", "--include=python3", SUITE, str(tree), sites[0]]
+    command = ["debootstrap", "--variant=minbase", f"--include={','.join(packages)}", SUITE, str(tree), sites[0]]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=DEBOOTSTRAP_SECONDS)
     except subprocess.SubprocessError as error:
         output = getattr(error, "stdout", "") or ""
         raise CannotBuild(f"debootstrap failed: {error}: {output[-300:]}") from error
+    for package in (tree / "var/cache/apt/archives").glob("*.deb"):
+        package.unlink()
 
 
 def _layers(tree: Path) -> list[bytes]:
     python = _files_of(tree, PYTHON_PACKAGES)
-    base = _pack(tree, lambda name: name not in python)
-    middle = _pack(tree, lambda name: name in python)
+    base = pack(tree, lambda name: name not in python)
+    middle = pack(tree, lambda name: name in python)
     clean = LayerTar().directory(OPAQUE).file(f"{OPAQUE}/.wh..wh..opq", b"").whiteout("var/lib/apt/lists")
     clean.whiteout("var/cache/apt").whiteout("usr/bin/perl")
     app = LayerTar().directory("app").file("app/main.py", APP).file("app/old", b"old")
@@ -96,7 +97,7 @@ def _files_of(tree: Path, packages: Iterable[str]) -> set[str]:
     return {name for name in names if (tree / name).is_file() or (tree / name).is_symlink()}
 
 
-def _pack(tree: Path, wanted: Callable[[str], bool]) -> bytes:
+def pack(tree: Path, wanted: Callable[[str], bool]) -> bytes:
     """A tar of the tree's directories and the wanted other entries, in a fixed order."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:

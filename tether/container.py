@@ -69,7 +69,13 @@ class Container:
             if may_load(self.spec.process):
                 show_modules(self._root)
         volumes.mount_names(self._root, self.spec.network, self.spec.root.read_only)
-        volumes.mount_machine_id(self._root, self.spec.id, self.spec.root.read_only)
+        if self.spec.root.read_only or not self._init_takes_id():
+            volumes.mount_machine_id(self._root, self.spec.id, self.spec.root.read_only)
+
+    def _init_takes_id(self) -> bool:
+        """Whether an init system is told its machine ID, and writes the file itself: systemd wants to replace one that
+        is a mount, which takes a capability that it need not have."""
+        return any(entry.startswith(b"container_uuid=") for entry in self.spec.process.env)
 
     def mount_volumes(self) -> None:
         """Mounts tmpfs and volumes, then write-protects the root if the spec says so."""

@@ -17,7 +17,7 @@ from tether.pump import InputPump, OutputPump
 from tether.report import read_report
 from tether.spec import Process, Terminal
 from tether.steps import now_us
-from tether.terminal import resize
+from tether.terminal import open_other_end, resize
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,6 +69,9 @@ class Session:
         self._started, self._changed = started, changed
         self._early_status: int | None = None
         self._terminal = -1
+        # /dev/console is there as long as the primary process, whoever has it open: an init system begins by closing
+        # it, and a terminal that nobody has open has ended for us.
+        self._console = -1
         self._inputs: dict[int, InputPump] = {}
         self._outputs: dict[int, OutputPump] = {}
         self._report = -1
@@ -81,6 +84,8 @@ class Session:
         child = spawn(place, process, self.number == PRIMARY, detached)
         self.state = Starting(pid=child.pid)
         self._terminal = child.terminal
+        if child.terminal >= 0 and self.number == PRIMARY:
+            self._console = open_other_end(child.terminal)
         reaper.expect(child.pid, self._exited)
         if child.stdin >= 0:
             number = stdin_of(self.number)
@@ -163,6 +168,7 @@ class Session:
         if fault is not None:
             self._reaper.forget(pid)
             self._close_inputs()
+            self._close_console()
         self._started(self, fault)
         if self._early_status is not None and fault is None:
             self._exited(self._early_status)
@@ -176,11 +182,17 @@ class Session:
             return
         self.state = state_of(status)
         self._close_inputs()
+        self._close_console()
         self._changed(self)
 
     def _close_inputs(self) -> None:
         for pump in self._inputs.values():
             pump.close()
+
+    def _close_console(self) -> None:
+        if self._console >= 0:
+            os.close(self._console)
+            self._console = -1
 
     def _output_ended(self) -> None:
         """An output stream is complete; whoever waits for `drained` looks again."""

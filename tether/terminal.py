@@ -29,12 +29,17 @@ def open_terminal(devpts: int, size: Terminal) -> tuple[int, int]:
     ours = os.open("ptmx", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=devpts)
     try:
         fcntl.ioctl(ours, _TIOCSPTLCK, struct.pack("i", 0))
-        theirs = fcntl.ioctl(ours, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        theirs = open_other_end(ours)
         resize(ours, size)
     except OSError:
         os.close(ours)
         raise
     return ours, theirs
+
+
+def open_other_end(terminal: int) -> int:
+    """The session's end of the terminal whose other end is ours."""
+    return fcntl.ioctl(terminal, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
 
 
 def resize(terminal: int, size: Terminal) -> None:

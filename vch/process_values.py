@@ -130,11 +130,11 @@ def parse_security(text: str) -> bool | None:
     return None
 
 
-def parse_pid_mode(text: str) -> bool:
-    """--pid: whether the container has PIDs of its own."""
+def parse_pid_mode(text: str) -> bool | None:
+    """--pid: whether the container has PIDs of its own; None for nothing said."""
     if text not in ("", "host", "private"):
         raise ValueError("--pid: invalid PID mode")
-    return text == "private"
+    return text == "private" if text else None
 
 
 def parse_restart(text: str) -> Restart | None:

@@ -12,6 +12,7 @@ from vch import ports, process_values, values
 from vch.errors import UsageError
 from vch.pflag import Flag, Given, Kind, bad_value, parse, truth
 from vch.process_values import HealthOptions
+from vch.systemd_mode import SystemdMode, parse_mode
 
 T = TypeVar("T")
 
@@ -69,6 +70,7 @@ FLAGS = (
     Flag("stop-signal", "", _V, "SIGNAL", "what asks the container to end (default: the image's, or TERM)"),
     Flag("stop-timeout", "", _V, "SECONDS", f"how long it then has before KILL (default {DEFAULT_STOP_SECONDS})"),
     Flag("sysctl", "", _L, "KEY=VALUE", "set a kernel parameter"),
+    Flag("systemd", "", _V, "true|false|always", "give an init system what it wants (default: if it is the command)"),
     Flag("timing", "", _S, "", "say at the end where the time went"),
     Flag("timing-file", "", _V, "FILE", "write where the time went as JSON"),
     Flag("tmpfs", "", _L, "/PATH[:OPTIONS]", "mount a tmpfs"),
@@ -97,7 +99,8 @@ class RunOptions:
     capabilities: tuple[str, ...] | None = None  # None: all
     no_new_privileges: bool = False
     oom_score_adj: int = 0
-    own_pids: bool = False
+    own_pids: bool | None = None
+    systemd: SystemdMode = SystemdMode.BY_COMMAND
     health: HealthOptions = NO_WORD_ON_HEALTH
     restart: Restart | None = None
     entrypoint: str | None = None
@@ -203,7 +206,8 @@ def parse_run(words: Sequence[str], environ: Mapping[str, str], debug: bool = Fa
         ),
         no_new_privileges=_last_true(said.all("security-opt", process_values.parse_security)),
         oom_score_adj=said.value("oom-score-adj", process_values.parse_oom_score) or 0,
-        own_pids=said.value("pid", process_values.parse_pid_mode) or False,
+        own_pids=said.value("pid", process_values.parse_pid_mode),
+        systemd=said.value("systemd", parse_mode) or SystemdMode.BY_COMMAND,
         health=_health(said),
         restart=_restart(said),
         entrypoint=said.value("entrypoint", str),

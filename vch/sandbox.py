@@ -85,6 +85,7 @@ class Options(TypedDict, total=False):
     security_opt: Words
     stop_signal: str
     sysctl: Words
+    systemd: str
     tmpfs: Words
     ulimit: Words
     user: str
@@ -318,7 +319,7 @@ class Machine:
         check(options, settings)
         if options.name:
             self._held.enter_context(NameLock(settings.state, "container", options.name))
-        prepared = prepare(options, settings, _quiet)
+        prepared = prepare(options, settings, lambda _line: None)
         self._held.callback(prepared.lease.release)
         launch = Launch(options, settings, prepared, new_id())
         disks = launch.disks()
@@ -394,7 +395,3 @@ def _as_file(data: str | bytes, held: ExitStack) -> int:
         view = view[os.write(handle, view) :]
     os.lseek(handle, 0, os.SEEK_SET)
     return handle
-
-
-def _quiet(_line: str) -> None:
-    """What `vch run -D` would show."""

@@ -35,6 +35,7 @@ from vch import values
 from vch.errors import UsageError
 from vch.process_values import HealthOptions
 from vch.run_options import RunOptions
+from vch.systemd_mode import as_init
 from vch.user_network import Addresses, addresses
 from vch.values import VolumeMount
 
@@ -81,6 +82,7 @@ def user_addresses(options: RunOptions, host_has_ipv6: bool) -> Addresses:
 
 def build_spec(options: RunOptions, image: RunConfig, placement: Placement, identity: Identity) -> Spec:
     """The spec.  Raises UsageError for what makes no sense together."""
+    options = as_init(options, image, arguments(options, image), placement.id)
     return Spec(
         id=placement.id,
         identity=identity,
@@ -99,7 +101,7 @@ def build_spec(options: RunOptions, image: RunConfig, placement: Placement, iden
         tmpfs=tuple(Tmpfs(path=_bytes(mount.path), options=mount.options) for mount in options.tmpfs),
         stop_signal=stop_signal(options, image),
         sysctls=tuple(Sysctl(key=key, value=value) for key, value in options.sysctls),
-        own_pids=options.own_pids,
+        own_pids=bool(options.own_pids),
         health=health_check(options.health, image),
         restart=options.restart,
     )

@@ -142,7 +142,7 @@ def container(
         config = replace(config, **(hardware or {}))
         cloning = Cloning(Store(configured.templates)) if configured.templates is not None else None
         machine = held.enter_context(Machine(config, prepared.program, cloning=cloning))
-        placement = Placement(id="0" * 64, mac=MAC, layers=prepared.layers, verity=prepared.verity)
+        placement = Placement(id="0123456789abcdef" * 4, mac=MAC, layers=prepared.layers, verity=prepared.verity)
         spec = build_spec(options, prepared.run, placement, Identity(entropy=b"", clock_ns=0))
         held.callback(prepared.lease.release)
         made = Container(machine, spec.but(**(change or {})))
