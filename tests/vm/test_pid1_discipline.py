@@ -1,27 +1,34 @@
 """What a hostile or unlucky container does to PID 1: nothing.  After each of these it answers, and starts processes.
 
-One VM takes it all.  VCH_TEST_ORPHANS and VCH_TEST_EXECS ask for more than the continuous tests have time for.
+One VM takes it all.  VCH_TEST_ORPHANS, VCH_TEST_ORPHANS_IN_A_ROW and VCH_TEST_EXECS ask for more than the continuous
+tests have time for.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.vm.harness import Container, container
+from tests.vm.harness import Container, container, text
 from tether.spec import Terminal
 from vch.errors import GuestError
+from vch.files import put
 from vch.process_values import DEFAULT_CAPABILITIES
 from vch.session import Session, Stdio
+from vch.sinks import Collector
 
 pytestmark = pytest.mark.vm
 
 ORPHANS = int(os.environ.get("VCH_TEST_ORPHANS", "1000"))
 ORPHANS_AT_ONCE = 500
+ORPHANS_IN_A_ROW = int(os.environ.get("VCH_TEST_ORPHANS_IN_A_ROW", "2000"))
+COMPILE_S = 120.0
 EXECS = int(os.environ.get("VCH_TEST_EXECS", "300"))
 GROWTH_KIB = 256  # of the resident memory, which the allocator does not give back page by page
 WAITING = ("trap 'rm -rf /etc; cp -a /calm/etc /etc; echo repaired' USR1;"
@@ -69,6 +76,31 @@ def test_orphans_by_the_thousand(victim: Container) -> None:
     victim.until("grep -lx sleep /proc/[0-9]*/comm 2>/dev/null | wc -l", "1", seconds=240)  # the primary process
     print(f"slowest answer to a ping: {slowest:.2f} s")
     assert victim.resident_kib() - before < GROWTH_KIB
+
+
+def test_orphans_in_a_row(victim: Container, tmp_path: Path) -> None:
+    """A program that makes them as fast as it can: PID 1 keeps up, answers meanwhile, and does not grow."""
+    compiler = shutil.which("musl-gcc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler (apt-get install musl-tools)")
+    program = tmp_path / "orphans"
+    subprocess.run([compiler, "-static", "-O2", "-o", program, Path(__file__).parent / "orphans.c"], check=True,
+                   capture_output=True, timeout=COMPILE_S)
+    put(victim.machine, program, "/calm")
+    assert victim.exec("/bin/cp", "/calm/orphans", "/orphans").code == 0  # a tmpfs executes nothing
+    victim.exec("/orphans", "200")
+    before, out = victim.resident_kib(), Collector(64)
+    session, _ = victim.machine.exec(victim.process("/orphans", str(ORPHANS_IN_A_ROW)), Stdio(stdout=out))
+    pings, highest = 0, before
+    while not session.ended.done:
+        assert victim.machine.ping().monotonic_ns > 0
+        highest = max(highest, victim.resident_kib())
+        pings += 1
+    assert (session.wait(60), text(out)) == (0, f"{ORPHANS_IN_A_ROW}\n")
+    assert pings > 0
+    print(f"{ORPHANS_IN_A_ROW} orphans, {pings} answers meanwhile; resident {before} KiB before, {highest} at most")
+    assert highest - before < GROWTH_KIB
+    assert victim.sh("rm /orphans").code == 0
 
 
 def test_many_execs_leave_no_growth(victim: Container) -> None:
