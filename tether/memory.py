@@ -41,8 +41,5 @@ def oom_kills() -> int:
 
 def parse_oom_kills(vmstat: bytes) -> int:
     """The line "oom_kill N" of /proc/vmstat."""
-    for line in vmstat.splitlines():
-        name, _, value = line.partition(b" ")
-        if name == b"oom_kill":
-            return int(value)
-    return 0
+    _, found, rest = vmstat.partition(b"\noom_kill ")
+    return int(rest.partition(b"\n")[0]) if found else 0

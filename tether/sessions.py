@@ -212,8 +212,8 @@ class Sessions:
     def _oom_killed(self, session: Session) -> bool:
         state = session.end_state
         killed = isinstance(state, Signalled) and state.number == KILLED
-        grew = oom_kills() > self._kills_before[session.number]
-        return grew and (killed or session.number == PRIMARY)
+        suspect = killed or session.number == PRIMARY  # of nobody else it is asked: that costs half of a start
+        return suspect and oom_kills() > self._kills_before[session.number]
 
     def _forget(self, session: Session) -> None:
         """An exec leaves nothing behind; its number may be used again."""
