@@ -27,6 +27,9 @@ ALWAYS = (
 EMULATED = (
     "noreplace-smp",
     "no_timer_check",  # an emulated timer can fail the check on a busy host
+    # On a busy host ticks are late, and a watchdog that counts them finds the TSC too fast: the guest would then ask an
+    # emulated timer for each reading of the clock, or even count ticks itself and lose time.
+    "tsc=reliable",
     "mitigations=off",  # an emulated processor does not speculate
     "libata.force=norst",
 )

@@ -19,13 +19,13 @@ import sys
 import time
 from pathlib import Path
 
-from imagebuild.boot import bzimage, kernel_cache
+from imagebuild.boot import bzimage, kernel_cache, kernel_edits
 from imagebuild.boot.kernel_cache import CONFIG, IMAGE, PVH, Kernel, Progress, parse_config, silent
 from imagebuild.errors import KernelError
 from imagebuild.home import home
 
 KIND = "pico"
-RECIPE = 1  # counts up when the same fragment and source would give another result
+RECIPE = 2  # counts up when the same fragment and source would give another result
 SOURCES = Path("/usr/src")  # where Debian's linux-source packages put their tarballs
 TESTED_SOURCE = "6.1"  # Debian 12's; the fragment is checked against it
 SCRATCH_BYTES = 2 << 30  # 1.3 GB of source, 0.3 GB of objects, the result
@@ -106,6 +106,7 @@ def build_pico(cache: Path, *, sources: Path = SOURCES, jobs: int | None = None,
             _require_room(scratch)
             run = _Runner(log, lock)
             tree = _unpack(tarball, scratch, run, progress)
+            edit_source(tree, tarball, progress)
             _configure(tree, fragment, run, progress)
             count = jobs or len(os.sched_getaffinity(0))
             progress(f"{KIND} kernel: compile, {count} jobs (log: {log})")
@@ -210,6 +211,16 @@ def _unpack(tarball: Path, scratch: Path, run: _Runner, progress: Progress) -> P
     tree.mkdir()
     run(["tar", "-xf", str(tarball), "--strip-components=1", "--no-same-owner"], tree)
     return tree
+
+
+def edit_source(tree: Path, tarball: Path, progress: Progress) -> None:
+    """Another version than the tested one is built as it is where an edit does not fit: it only takes more memory."""
+    homeless = kernel_edits.apply(tree)
+    if homeless and _version_of(tarball) == _version_of(Path(TESTED_SOURCE)):
+        raise KernelError("edit kernel source", homeless[0].files[0], f"{homeless[0].old!r} is not in it",
+                          "look what the source has in its place, and correct imagebuild/boot/kernel_edits.py")
+    for edit in homeless:
+        progress(f"{KIND} kernel: left as it is: {', '.join(edit.files)} (what is not saved: {edit.why})")
 
 
 def _configure(tree: Path, fragment: str, run: _Runner, progress: Progress) -> None:

@@ -24,7 +24,7 @@ def test_the_fragment_names_every_line_once_and_nothing_as_a_module() -> None:
 @pytest.mark.parametrize("name", [
     "EROFS_FS", "OVERLAY_FS", "EXT4_FS", "SQUASHFS", "DM_VERITY", "VIRTIO_CONSOLE", "VIRTIO_BALLOON", "VIRTIO_VSOCKETS",
     "VMWARE_PVSCSI", "VMWARE_VMCI_VSOCKETS", "VMXNET3", "NF_TABLES", "IP_NF_IPTABLES", "SATA_AHCI", "BLK_DEV_SR", "PVH",
-    "EFI_STUB", "VMGENID",
+    "EFI_STUB", "VMGENID", "PSI", "X86_PM_TIMER", "NFS_V3", "NFS_V4",
 ])
 def test_the_fragment_has_what_the_product_promises(name: str) -> None:
     assert kernel_cache.parse_config(pico.fragment_text())[f"CONFIG_{name}"] == "y"
