@@ -28,7 +28,7 @@ def scaled(numbers: bytes, before: int, now: int) -> bytes:
 
 
 def _read(name: str) -> bytes:
-    return files.read(f"/proc/sys/{name}")
+    return files.read(f"/proc/sys/{name}", files.SETTING)
 
 
 def _write(name: str, value: bytes) -> None:

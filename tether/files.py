@@ -3,13 +3,14 @@
 import os
 
 SMALL = 65536  # no file of /proc or /sys that is read here is longer
+SETTING = 4000  # nor a setting in /proc/sys: Linux takes a buffer as large as what is asked for there, and clears it
 
 
-def read(path: str) -> bytes:
+def read(path: str, most: int = SMALL) -> bytes:
     """What a small file says."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return os.read(handle, SMALL)
+        return os.read(handle, most)
     finally:
         os.close(handle)
 

@@ -8,7 +8,6 @@ inherit (signal(7), execve(2)).  Those two go back to the default, SIGINT gets a
 import errno
 import os
 
-from tether import files
 from tether.syscalls import (
     MS_NODEV,
     MS_NOEXEC,
@@ -75,7 +74,7 @@ def behave_as_init() -> int:
 
 def kernel_release() -> str:
     """What `uname -r` says."""
-    return files.read("/proc/sys/kernel/osrelease").decode().strip()
+    return os.uname().release
 
 
 def _note(_number: int, _frame: "FrameType | None") -> None:
