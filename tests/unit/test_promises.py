@@ -1,15 +1,21 @@
-"""docs/link.md names for each promise the tests that hold it: they are there."""
+"""Pages that name for each promise the tests that hold it: they are there."""
 
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
-NAMED = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
+NAMED = re.compile(r"`(tests/[\w/]+\.py)::(\w+)(?:::(\w+))?`")
 
 
-def test_the_tests_that_the_page_names_exist() -> None:
-    named = NAMED.findall((ROOT / "docs/link.md").read_text())
+@pytest.mark.parametrize("page", ["docs/link.md", "docs/agent.md"])
+def test_the_tests_that_the_page_names_exist(page: str) -> None:
+    named = NAMED.findall((ROOT / page).read_text())
     assert len(named) > 20
-    for path, name in named:
+    for path, name, method in named:
         text = (ROOT / path).read_text()
-        assert re.search(rf"^(def|class) {name}\b", text, re.MULTILINE), f"{path}::{name}"
+        found = re.search(rf"^(?:def|class) {name}\b", text, re.MULTILINE)
+        assert found, f"{path}::{name}"
+        body = re.split(r"\n\S", text[found.end() :], maxsplit=1)[0]
+        assert not method or re.search(rf"^    def {method}\b", body, re.MULTILINE), f"{path}::{name}::{method}"

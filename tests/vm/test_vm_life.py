@@ -20,10 +20,9 @@ from tests.vm.harness import Container, container, text
 from tether.link.late_messages import ClockSet, Freeze, SetClock, Thaw
 from tether.link.messages import Ping
 from tether.link.record import Record
-from vch import accel, machine
+from vch import accel, keep_clock, machine
 from vch.boot_plan import boot_files, find_firmware, kernel_arguments
 from vch.errors import BootError, DeadlineError, GuestError, MachineError, MachineLostError, UsageError
-from vch.keep_clock import ClockKeeper
 from vch.machine import Machine
 from vch.qemu import Accelerator, Drive, MachineConfig
 
@@ -289,11 +288,15 @@ class TestSuspend:
         assert abs(int(living.sh("date +%s").out) - time.time()) < 60
 
 
-    def test_the_appliance_corrects_a_clock_that_is_wrong(self, living: Container) -> None:
-        driver = living.machine._driver
-        assert living.sh("date -s @1000000000").code == 0
-        driver.post(ClockKeeper(driver).check)
-        living.until(f"[ $(date +%s) -gt {int(time.time()) - 60} ] && echo right", "right")
+    def test_the_appliance_corrects_a_clock_that_is_wrong(
+        self, image: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Unasked, and again and again: the first time may be the check right after the start."""
+        monkeypatch.setattr(keep_clock, "EVERY_SECONDS", 1.0)
+        with container("--privileged", "--network", "none", image, "sleep", "100000") as made:
+            for _ in range(3):
+                assert made.sh("date -s @1000000000").code == 0
+                made.until(f"[ $(date +%s) -gt {int(time.time()) - 600} ] && echo right", "right", seconds=120)
 
 
 class TestPowerButton:
