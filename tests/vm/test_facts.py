@@ -30,6 +30,10 @@ print(json.dumps({
 }))
 """
 
+# Eats memory slowly, so that whoever is to be warned is, and gives all of it back when it is killed.
+EAT = 'BEGIN { s = "x"; while (length(s) < 262144) s = s s; while (1) { a[i++] = s i; system("usleep 50000") } }'
+SHORT_S = 300.0
+
 
 @pytest.fixture(scope="module")
 def box(home: Path) -> Iterator[vch.Machine]:
@@ -148,3 +152,24 @@ class TestMemory:
             assert victim.available < victim.limit / 5
             victim = events.get(timeout=60)
         assert (victim.name, victim.rss > 50 << 20) == ("tail", True)
+
+    @pytest.mark.parametrize("kernel", ["debian-cloud", "pico"])
+    def test_that_it_is_short_is_told_before_anybody_is_killed(
+        self, home: Path, demo_layout: Path, monkeypatch: pytest.MonkeyPatch, kernel: str
+    ) -> None:
+        """By the kernel's pressure stall information, or without: Debian's kernel has it, ours has not."""
+        if not (home / "kernels" / kernel).exists():
+            pytest.skip(f"the kernel {kernel} is not in {home}")
+        monkeypatch.setenv("VCH_KERNEL", kernel)
+        with vch.Machine(f"oci:{demo_layout}:demo", memory="160m", network="none") as short:
+            if kernel == "debian-cloud" and short.exec("test", "-e", "/proc/pressure/memory").code:
+                pytest.skip("this kernel has no pressure stall information")
+            events: queue.Queue[object] = queue.Queue()
+            short.watch_memory(events.put)
+            eater = short.popen("awk", EAT)
+            told = events.get(timeout=SHORT_S)
+            eater.signal("KILL")
+            assert eater.wait(SHORT_S) == 137
+            assert isinstance(told, MemoryShort), told
+            assert told.available < told.limit * 0.08
+            assert short.exec("grep", "oom_kill ", "/proc/vmstat").stdout.split()[1] == "0"
