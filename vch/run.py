@@ -103,8 +103,8 @@ class _Run:
             self._profile.ready(ready)
             prepared.lease.release()  # QEMU has the files open: nothing named is ours from here on
             self._watch.lap("boot", ready.phases)
-            if options.debug:
-                machine.log("debug", lambda line: self._debug(f"tether: {line}"))
+            if options.log_level or options.debug:
+                machine.log(options.log_level or "debug", lambda line: self._notice(f"{self._elapsed()}tether: {line}"))
             placement = launch.placement(terminal.size(0, 1, 2) if options.tty else None)
             spec = build_spec(options, prepared.run, placement, Identity(entropy=b"", clock_ns=0))
             with terminal.RawMode(0, options.tty and options.interactive):
@@ -183,7 +183,10 @@ class _Run:
 
     def _debug(self, line: str) -> None:
         if self._options.debug:
-            self._say(f"{time.monotonic() - self._watch.began:6.2f} s  {line}")
+            self._say(f"{self._elapsed()}{line}")
+
+    def _elapsed(self) -> str:
+        return f"{time.monotonic() - self._watch.began:6.2f} s  "
 
     def _notice(self, line: str) -> None:
         """From the machine's thread, at any time: a terminal in raw mode wants to be told to begin a line."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from tether.link.late_messages import LEVELS
 from tether.spec import Limit, Restart
 from vch import ports, process_values, values
 from vch.errors import UsageError
@@ -48,6 +49,7 @@ FLAGS = (
     Flag("interactive", "i", _S, "", "connect standard input"),
     Flag("ip", "", _V, "IP", "IPv4 address in the user network (default 10.0.2.15)"),
     Flag("ip6", "", _V, "IP", "IPv6 address in the user network (default: fec0::15, if the host has IPv6)"),
+    Flag("log-level", "", _V, "LEVEL", "show the agent's log: debug, info, warning or error"),
     Flag("mac-address", "", _V, "MAC", "MAC address of the network interface"),
     Flag("memory", "m", _V, "SIZE", "memory of the machine: 512m, 2g"),
     Flag("name", "", _V, "NAME", "a name that no other running container has"),
@@ -129,6 +131,7 @@ class RunOptions:
     pull: str = "missing"
     platform: str | None = None
     debug: bool = False
+    log_level: str | None = None  # None: no log, or all of it with `debug`
     quiet: bool = False
     timing: bool = False
     timing_file: str | None = None
@@ -236,6 +239,7 @@ def parse_run(words: Sequence[str], environ: Mapping[str, str], debug: bool = Fa
         pull=said.value("pull", _one_of(PULL_POLICIES)) or "missing",
         platform=said.value("platform", str),
         debug=debug or said.switch("debug"),
+        log_level=said.value("log-level", _one_of(LEVELS)),
         quiet=said.switch("quiet"),
         timing=said.switch("timing"),
         timing_file=said.value("timing-file", str),

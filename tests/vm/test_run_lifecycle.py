@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -184,6 +185,14 @@ def test_the_console_is_shown_when_asked_for(vch: Vch, image: str) -> None:
     os.kill(machine_of(process), signal.SIGTERM)
     _, _, err = finish(process)
     assert b"--- console ---" in err or b"QEMU: " in err
+
+
+def test_the_agents_log_is_shown_from_the_level_asked_for(vch: Vch, image: str) -> None:
+    info, warning = (vch("run", "--log-level", level, image, "sh", "-c", "exit 3") for level in ("info", "warning"))
+    assert (info.returncode, warning.returncode) == (3, 3)
+    assert re.search(rb"^vch: +[0-9.]+ s  tether: info [0-9.]+ step: open link", info.stderr, re.MULTILINE), info.stderr
+    assert b" debug " not in info.stderr
+    assert warning.stderr == b""
 
 
 def test_a_clone_that_dies_before_it_wakes_is_booted_instead(vch: Vch, image: str) -> None:
