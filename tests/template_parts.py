@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from vch.clone.store import MEMORY, STATE, Facts, Store, describe_files
+from vch.clone.store import MEMORY, STATE, TOP, Facts, Store, describe_files
 from vch.qemu import Accelerator, BootFiles, Drive, MachineConfig, UserNetwork
 
 KEY = "ab" * 16
@@ -20,14 +20,18 @@ def a_machine(folder: Path) -> MachineConfig:
                          UserNetwork("02:01:02:03:04:05"))
 
 
-def put(store: Store, key: str = KEY, memory: bytes = b"m" * 4096, state: bytes = b"state") -> Path:
-    """A template of these files."""
+def put(
+    store: Store, key: str = KEY, memory: bytes = b"m" * 4096, state: bytes = b"state", top: bytes = b""
+) -> Path:
+    """A template of these files; with a `top` it is an image's."""
     with store.making(key) as scratch:
         assert scratch is not None
         (scratch / MEMORY).write_bytes(memory)
         (scratch / STATE).write_bytes(state)
-        opened = [os.open(scratch / name, os.O_RDONLY) for name in (MEMORY, STATE)]
-        facts = Facts(key, "pico", 256, 1, True, "tcg", 0.0, **describe_files(*opened))
+        if top:
+            (scratch / TOP).write_bytes(top)
+        opened = [os.open(scratch / name, os.O_RDONLY) for name in (MEMORY, STATE, TOP)[: 3 if top else 2]]
+        facts = Facts(key, "pico", 256, 1, True, "tcg", 0.0, drives=2 if top else 0, **describe_files(*opened))
         for descriptor in opened:
             os.close(descriptor)
         store.complete(scratch, facts)

@@ -44,10 +44,11 @@ class Boot:
         with step("open link"):
             link, far_end = open_link(self.arguments)
             signals = pid1.behave_as_init()
+        groundwork = None
         if self.arguments.template:
             from tether.template import be_cloned
 
-            be_cloned(link, step)  # from here on this is another VM
+            groundwork = be_cloned(link, step)  # from here on this is another VM
         self.agent = agent = Agent(link, signals, step)
         if far_end is not None:  # this VM brings what it is to run, and nobody talks to it
             with step("read spec"):
@@ -62,15 +63,11 @@ class Boot:
         with step("take identity"):
             take_identity(spec.identity)
         with step("check spec"):
-            self.container = agent.container = container = Container(spec)
-        with step("mount layers"):
-            container.mount_layers()
-        with step("mount writable disk"):
-            container.mount_writable()
-        with step("stack root"):
-            container.stack()
-        with step("furnish root"):
-            container.furnish()
+            self.container = agent.container = container = Container(spec, groundwork)
+        if groundwork is None:
+            container.groundwork.build(step)
+        with step("write names"):
+            container.name()
         with step("mount volumes"):
             container.mount_volumes()
         with step("configure network"):

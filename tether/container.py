@@ -6,14 +6,14 @@ Each function is one step of the boot diagram (tether/__main__.py).
 import errno
 import os
 
-from tether import furnish, modules, network, root, volumes
+from tether import modules, network, root, volumes
 from tether.console import say
 from tether.execute import Place
 from tether.faults import TetherError, fault_of, one_line
+from tether.groundwork import Groundwork
 from tether.spec import Spec
 from tether.starters import Starters
 from tether.syscalls import MNT_DETACH, MS_RDONLY, MS_REMOUNT, mount, umount
-from tether.terminal import open_devpts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,46 +31,31 @@ MAX_HOSTNAME = 64  # __NEW_UTS_LEN of linux/utsname.h
 
 
 class Container:
-    """Grows step by step; what was mounted is remembered for the end."""
+    """Grows step by step.  `groundwork` is what was done already, in a clone of its image's template."""
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: Spec, groundwork: Groundwork | None = None) -> None:
         if not 0 < len(spec.network.hostname.encode()) <= MAX_HOSTNAME:
             raise TetherError("spec.network.hostname", f"must have 1 to {MAX_HOSTNAME} characters")
         self.spec = spec
-        self.plan = root.plan_root(spec.root)
-        self._root = self._devpts = -1
         self._starters: Starters | None = None
+        if groundwork is not None:
+            groundwork.check(spec)
+        self.groundwork = groundwork or Groundwork(spec.root)
         self._live: LiveNetwork | None = None
-        self._writable: list[str] = []  # mounted disks that may hold data
         self.hold: Hold | None = None  # while they are frozen
         self.thaw: Callable[[], None] | None = None  # once they have been: undoes a freeze that came too late
 
-    def mount_layers(self) -> None:
-        """Finds the image's disks and mounts its layers."""
-        root.mount_layers(self.plan)
-
-    def mount_writable(self) -> None:
-        """Mounts the disk that takes the container's changes."""
-        place = root.mount_writable(self.spec.root)
-        if place != root.MERGED:
-            self._writable.append(place)
-
-    def stack(self) -> None:
-        """Stacks the layers to the container's root."""
-        self._root = root.stack(self.plan)
-
-    def furnish(self) -> None:
-        """Gives it /proc, /sys, /dev and the files that name things."""
-        furnish.furnish(self._root)
-        self._devpts = open_devpts(self._root)
+    def name(self) -> None:
+        """Writes the files that name things, and shows it what depends on this spec besides."""
+        handle, read_only = self.groundwork.handle, self.spec.root.read_only
         if modules.carried():
             from tether.modulefolder import may_load, show_modules  # late: not every kernel has any
 
             if may_load(self.spec.process):
-                show_modules(self._root)
-        volumes.mount_names(self._root, self.spec.network, self.spec.root.read_only)
-        if self.spec.root.read_only or not self._init_takes_id():
-            volumes.mount_machine_id(self._root, self.spec.id, self.spec.root.read_only)
+                show_modules(handle)
+        volumes.write_names(handle, self.spec.network, read_only)
+        if read_only or not self._init_takes_id():
+            volumes.mount_machine_id(handle, self.spec.id, read_only)
 
     def _init_takes_id(self) -> bool:
         """Whether an init system is told its machine ID, and writes the file itself: systemd wants to replace one that
@@ -83,16 +68,16 @@ class Container:
             from tether import baseline
 
             before = baseline.state()
-            volumes.mount_tmpfs(self._root, self.spec.tmpfs)
-            self._writable += volumes.mount_volumes(self._root, self.spec.volumes)
+            volumes.mount_tmpfs(self.groundwork.handle, self.spec.tmpfs)
+            self.groundwork.writable += volumes.mount_volumes(self.groundwork.handle, self.spec.volumes)
             made = [*(one.path for one in self.spec.tmpfs), *(one.path for one in self.spec.volumes)]
-            baseline.note(before, [baseline.real(self._root, path) for path in made])
+            baseline.note(before, [baseline.real(self.groundwork.handle, path) for path in made])
         if self.spec.root.read_only:
-            root.seal(self._root)
+            root.seal(self.groundwork.handle)
 
     def configure_network(self, reactor: "Reactor") -> None:
         """Names the host, switches interfaces on, adds addresses and routes; waits until they are usable."""
-        slow = network.configure(self.spec.network)
+        slow = network.configure(self.spec.network, self.groundwork.interfaces)
         if slow:
             self.live_network(reactor).settle(slow)
 
@@ -134,23 +119,23 @@ class Container:
     def place(self) -> Place:
         """Where its processes start."""
         hostname = self.spec.network.hostname
-        place = Place(root=self._root, devpts=self._devpts, hostname=hostname)
+        place = Place(root=self.groundwork.handle, devpts=self.groundwork.devpts, hostname=hostname)
         if self.spec.own_pids:
             from tether.namespaces import PidNamespace  # few ask for it
 
             return place.but(pids=PidNamespace())
-        self._starters = Starters(self._root, hostname)
+        self._starters = Starters(self.groundwork.handle, hostname)
         return place.but(starters=self._starters)
 
     def disks(self) -> list[str]:
         """Where the disks are mounted that may change."""
-        return [*self._writable, root.MERGED] if self.spec.root.whole is not None else list(self._writable)
+        return [*self.groundwork.writable, *((root.MERGED,) if self.spec.root.whole is not None else ())]
 
     def new_volume_place(self) -> str:
         """A folder to mount one more volume's disk on."""
-        place = f"{volumes.VOLUMES}/{len(self._writable)}-added"
+        place = f"{volumes.VOLUMES}/{len(self.groundwork.writable)}-added"
         os.makedirs(place)
-        self._writable.append(place)
+        self.groundwork.writable.append(place)
         return place
 
     def unmount(self) -> None:
@@ -159,7 +144,7 @@ class Container:
 
         if self._starters is not None:
             self._starters.close()
-        for handle in (self._root, self._devpts):
+        for handle in (self.groundwork.handle, self.groundwork.devpts):
             if handle >= 0:
                 os.close(handle)
         do_within(UNMOUNT_S, "unmount", self._unmount_all)
@@ -168,11 +153,11 @@ class Container:
         """A disk that is still busy is made read-only, which writes everything to it too."""
         if self.thaw is not None:
             self.thaw()
-        if self._root >= 0:
+        if self.groundwork.handle >= 0:
             if self.spec.root.whole is not None:
                 mount("none", root.MERGED, "", MS_REMOUNT | MS_RDONLY)
             umount(root.MERGED, MNT_DETACH)
-        for place in reversed(self._writable):
+        for place in reversed(self.groundwork.writable):
             try:
                 umount(place)
             except OSError as error:

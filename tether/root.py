@@ -29,6 +29,8 @@ MAX_LAYERS = 255  # partitions that Linux finds on one disk: 127 layers, Docker'
 FILESYSTEMS = ("erofs", "squashfs", "ext4")
 _ON_DEMAND = ("squashfs",)  # a module of the same name, where it is one
 _READ_ONLY_OPTIONS = {"ext4": "noload"}  # a journal cannot be replayed on a read-only disk
+# Or a thread of the kernel reads, or makes up, all bitmaps of a disk that is empty (fs/ext4/super.c).
+_NO_PREFETCH = "no_prefetch_block_bitmaps"
 WRITABLE_FILESYSTEM = "ext4"
 
 LOST_FOUND = "lost+found"
@@ -111,7 +113,7 @@ def mount_writable(root: Root) -> str:
     if root.writable is None:
         mount("tmpfs", WRITABLE, "tmpfs", 0, "mode=0755")
     else:
-        mount_disk(find_disk(root.writable), WRITABLE, WRITABLE_FILESYSTEM, 0)
+        mount_disk(find_disk(root.writable), WRITABLE, WRITABLE_FILESYSTEM, 0, _NO_PREFETCH)
     for name in ("upper", "work"):
         _mkdir_if_missing(f"{WRITABLE}/{name}")
     return WRITABLE

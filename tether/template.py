@@ -3,6 +3,8 @@
 The appliance freezes the VM while it waits in `_read`, and each clone goes on from there, with the same memory.  What
 no two VMs may share is therefore not made before the Wake has come: the link's end, everything random, the time.
 
+A clone may be told to Prepare for an image instead of being woken: then it becomes a template again, of that image.
+
 Only a kernel that was given tether.template imports this module; it may import as much as it likes, because clones
 find it all in memory.
 """
@@ -10,33 +12,65 @@ find it all in memory.
 import gc
 import os
 import select
+import stat
 import sys
+from contextlib import suppress
 
 from tether import files
 from tether.faults import TetherError
+from tether.groundwork import Groundwork
 from tether.hostlink import FixedLine
 from tether.identity import take_identity
+from tether.inside import open_inside
 from tether.link.errors import LinkError
-from tether.link.waking import HEADER_BYTES, WAITING, Wake, body_length, unpack
+from tether.link.waking import HEADER_BYTES, WAITING, Prepare, Wake, body_length, unpack
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from tether.steps import Steps
     from tether.vsockline import VsockLine
 
+# What resolves users, the shell (in many small images all programs are one file), and C libraries: glibc's and musl's.
+READ_EARLY = (b"/etc/passwd", b"/etc/group", b"/bin/sh", b"/lib64/ld-linux-x86-64.so.2",
+              b"/lib/x86_64-linux-gnu/libc.so.6", b"/lib/ld-musl-x86_64.so.1")
+READ_BYTES = 4 << 20  # of each: the largest, glibc, has 2 MB
 NOT_WARMED = ("tether.__main__", "tether.alone", "tether.medium", "tether.vsockline")  # not for a VM that is cloned
 
 
-def be_cloned(line: "FixedLine | VsockLine", steps: "Steps") -> None:
-    """Warms up, waits, and comes back as a clone that has an identity of its own.  Raises TetherError."""
+def be_cloned(line: "FixedLine | VsockLine", steps: "Steps") -> Groundwork | None:
+    """Warms up, waits, and comes back as a clone that has an identity of its own.  Raises TetherError.
+
+    Gives what was done already, if it is a clone of an image's template.
+    """
     if not isinstance(line, FixedLine):
         raise TetherError("tether.template", "the memory of a VM whose link is vsock is not its own",
                           hint="clones have a virtio-serial port")
     warm_up()
-    wake = wait_for_wake(line.transport.fd)
+    groundwork = None
+    while isinstance(heard := wait_for_word(line.transport.fd), Prepare):
+        groundwork = Groundwork(heard.root, heard.interfaces)
+        groundwork.build(steps)
+        read_early(groundwork.handle)
+        os.sync()  # or each clone would write out the same
     steps.taken()  # those of the template are not this VM's
     with steps("wake up"):
-        take_identity(wake.identity)
+        take_identity(heard.identity)
+    return groundwork
+
+
+def read_early(root: int) -> None:
+    """Reads what most containers begin with: it stays in memory, which the clones share, and none reads its disk then.
+
+    What an image does not have, or cannot be read, is left to whoever asks for it.
+    """
+    for path in READ_EARLY:
+        with suppress(OSError):
+            handle = open_inside(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+            try:
+                if stat.S_ISREG(os.fstat(handle).st_mode):
+                    os.read(handle, READ_BYTES)
+            finally:
+                os.close(handle)
 
 
 def warm_up() -> None:
@@ -49,8 +83,8 @@ def warm_up() -> None:
     gc.freeze()
 
 
-def wait_for_wake(port: int) -> Wake:
-    """Says that this VM can be frozen, and waits; in each clone it gives what that clone was woken with."""
+def wait_for_word(port: int) -> Wake | Prepare:
+    """Says that this VM can be frozen, and waits; in each clone it gives the first word that the clone hears."""
     os.write(port, WAITING)
     try:
         header = _read(port, HEADER_BYTES)

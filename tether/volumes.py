@@ -21,6 +21,7 @@ from tether.tree import copy_tree
 
 VOLUMES = "/v"
 NAMES = "/n"
+NAME_FILES = ("hosts", "hostname", "resolv.conf")
 NAMES_SIZE = "size=1m,mode=0755"  # the container may write to its hosts file, but not fill our memory with it
 VOLUME_FILESYSTEM = "ext4"
 _MACHINE_ID, _MACHINE_ID_DIGITS, _HEX = b"/etc/machine-id", 32, "0123456789abcdef"
@@ -71,17 +72,25 @@ def mount_volume(root: int, volume: Volume, place: str) -> None:
     mount_folder(root, Mount(path=volume.path, source=place, flags=MS_BIND))
 
 
-def mount_names(root: int, network: Network, read_only: bool) -> None:
-    """Mounts our hosts, hostname and resolv.conf over the container's (read-only where its root is)."""
+def mount_names(root: int) -> None:
+    """Mounts our hosts, hostname and resolv.conf over the container's, empty."""
     os.mkdir(NAMES)
     mount("tmpfs", NAMES, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, NAMES_SIZE)
-    texts = {"hosts": hosts_text(network), "hostname": hostname_text(network), "resolv.conf": resolv_text(network)}
-    for name, text in texts.items():
+    for name in NAME_FILES:
+        files.write(f"{NAMES}/{name}", b"")
+        mount_file(root, _named(name))
+
+
+def write_names(root: int, network: Network, read_only: bool) -> None:
+    """Fills hosts, hostname and resolv.conf; where the container's root is read-only they are too."""
+    for name, text in zip(NAME_FILES, (hosts_text(network), hostname_text(network), resolv_text(network)), strict=True):
         files.write(f"{NAMES}/{name}", text)
-        item = Mount(path=b"/etc/" + name.encode(), source=f"{NAMES}/{name}", flags=MS_BIND)
-        mount_file(root, item)
         if read_only:
-            mount_file(root, item.but(flags=MS_BIND | MS_REMOUNT | MS_RDONLY))
+            mount_file(root, _named(name).but(flags=MS_BIND | MS_REMOUNT | MS_RDONLY))
+
+
+def _named(name: str) -> Mount:
+    return Mount(path=b"/etc/" + name.encode(), source=f"{NAMES}/{name}", flags=MS_BIND)
 
 
 def mount_machine_id(root: int, id: str, read_only: bool) -> None:

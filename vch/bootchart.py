@@ -45,6 +45,7 @@ PART_OF = {
     "mount writable disk": Part.DISKS,
     "stack root": Part.MOUNTS,
     "furnish root": Part.MOUNTS,
+    "write names": Part.MOUNTS,
     "mount volumes": Part.MOUNTS,
     "configure network": Part.NETWORK,
     "start session": Part.EXEC,

@@ -30,7 +30,7 @@ RESERVE = 32 * MIB  # of the host's free space is left to others
 LEAST_DISK = 16 * MIB  # with less a container hardly starts
 STATE = "state"  # the folder in it for locks and verdicts (vch/settings.py)
 DESCRIPTOR, CONTENT = "volume.vmdk", "volume-flat.vmdk"
-_NO_SPACE = "make room, or set VCH_HOME to a folder with more"
+NO_SPACE = "make room, or set VCH_HOME to a folder with more"
 
 
 @dataclass
@@ -50,10 +50,15 @@ class DiskSet:
         """
         content = self._keep(unnamed_file(self.home))
         size = min(size, _room(content, str(self.home)))
-        _format(content, size, str(self.home), journal=False)  # whatever ends the machine ends the disk too
+        self.add_file(serial, content, size)
+
+    def add_file(self, serial: str, content: int, size: int) -> None:
+        """A disk of `size` bytes in an open file of the caller's, as empty as the unnamed ones."""
+        format_empty(content, size, str(self.home))
         described = self._keep(os.memfd_create(f"vmdk-{serial}", os.MFD_CLOEXEC))
-        os.write(described, vmdk.flat(f"/dev/fdset/{self._fd_set(content)}", size // SECTOR).encode())
-        self.drives.append(Drive(serial, f"/dev/fdset/{self._fd_set(described)}", volatile=True))
+        number = self._fd_set(content)
+        os.write(described, vmdk.flat(f"/dev/fdset/{number}", size // SECTOR).encode())
+        self.drives.append(Drive(serial, f"/dev/fdset/{self._fd_set(described)}", volatile=True, content=number))
 
     def add_volume(self, serial: str, name: str, size: int, read_only: bool) -> None:
         """The volume `name`, made with `size` bytes if there is none.  Raises HostError if another machine has it."""
@@ -88,7 +93,7 @@ def unnamed_file(folder: Path) -> int:
         return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):  # open(2), O_TMPFILE: "not supported here"
-            raise HostError("make disk", str(folder), error.strerror or str(error), _NO_SPACE) from error
+            raise HostError("make disk", str(folder), error.strerror or str(error), NO_SPACE) from error
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".disk-") as file:  # has a name for an instant only
         return os.dup(file.fileno())
 
@@ -98,7 +103,7 @@ def _room(descriptor: int, subject: str) -> int:
     free = os.fstatvfs(descriptor)
     room = (free.f_bavail * free.f_frsize - RESERVE) // MIB * MIB
     if room < LEAST_DISK:
-        raise HostError("make disk", subject, f"only {free.f_bavail * free.f_frsize // MIB} MiB are free", _NO_SPACE)
+        raise HostError("make disk", subject, f"only {free.f_bavail * free.f_frsize // MIB} MiB are free", NO_SPACE)
     return room
 
 
@@ -116,9 +121,14 @@ def make_volume(folder: Path, size: int) -> None:
         (fresh / DESCRIPTOR).write_text(vmdk.flat(CONTENT, size // SECTOR))
         fresh.rename(folder)
     except OSError as error:
-        raise HostError("make volume", str(folder), error.strerror or str(error), _NO_SPACE) from error
+        raise HostError("make volume", str(folder), error.strerror or str(error), NO_SPACE) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def format_empty(descriptor: int, size: int, subject: str) -> None:
+    """Makes an open file the content of a disk that ends with its machine, whatever was in it.  Raises HostError."""
+    _format(descriptor, size, subject, journal=False)  # whatever ends the machine ends the disk too
 
 
 def _format(descriptor: int, size: int, subject: str, *, journal: bool) -> None:
@@ -127,4 +137,4 @@ def _format(descriptor: int, size: int, subject: str, *, journal: bool) -> None:
     try:
         make_ext4(descriptor, size, "", os.urandom(16), journal=journal)
     except OSError as error:
-        raise HostError("make disk", subject, error.strerror or str(error), _NO_SPACE) from error
+        raise HostError("make disk", subject, error.strerror or str(error), NO_SPACE) from error

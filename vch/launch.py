@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from tether.link.waking import Prepare
 from tether.spec import Terminal
 from vch.clone.origin import Cloning
 from vch.clone.store import Store
@@ -15,7 +16,7 @@ from vch.disks import DiskSet
 from vch.errors import UsageError
 from vch.ports import Published, check_free
 from vch.prepare import Prepared
-from vch.qemu import MachineConfig, UserNetwork
+from vch.qemu import TEMPLATE_MAC, MachineConfig, UserNetwork
 from vch.run_options import RunOptions
 from vch.settings import LEAST_MEMORY, MIB, Settings
 from vch.spec_plan import (
@@ -24,7 +25,9 @@ from vch.spec_plan import (
     VOLUME_SERIAL,
     Placement,
     Resolver,
+    interfaces_of,
     parse_resolver,
+    root_of,
     user_addresses,
     volume_mounts,
 )
@@ -100,7 +103,9 @@ class Launch:
         folder = self.settings.templates
         if self.options.cold or folder is None:
             return None
-        return Cloning(Store(folder), standard_mib=self.settings.memory // MIB)
+        root = root_of(self.prepared.layers, self.prepared.verity)
+        prepare = Prepare(root=root, interfaces=interfaces_of(self.options, TEMPLATE_MAC, host_has_ipv6()))
+        return Cloning(Store(folder), standard_mib=self.settings.memory // MIB, prepare=prepare)
 
     def placement(self, terminal: Terminal | None = None) -> Placement:
         """What the machine brings to the spec."""

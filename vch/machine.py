@@ -21,6 +21,7 @@ from tether.link.messages import Ping as PingRequest
 from tether.spec import Interface, Network, Process, Spec
 from vch.clone.key import clone_of
 from vch.clone.origin import Cloning
+from vch.clone.top import clear_top, take_top
 from vch.driver import Driver
 from vch.errors import BootError, DeadlineError, MachineError
 from vch.explain import Stage
@@ -112,6 +113,7 @@ class Machine:
             self._on_detail(f"it boots, because its clone did not come up: {error}")
             self._driver, self._hardware = cold, None  # of the clone nothing is left
             self._boot_mib = self.config.memory_mib
+            clear_top(template, self.config)
             return self._come_up(BOOT_SECONDS[self.config.accelerator])
         finally:
             template.close()
@@ -121,7 +123,9 @@ class Machine:
     def _wake(self, template: Template) -> Ready:
         """Starts as a clone, with the memory that its template lacks plugged in.  As _come_up."""
         self._boot_mib = template.facts.memory_mib
-        config = clone_of(self.config, Frozen(template.memory, template.state), self._boot_mib)
+        take_top(template, self.config)
+        frozen = Frozen(template.memory, template.state, template.facts.drives)
+        config = clone_of(self.config, frozen, self._boot_mib)
         self._driver = Driver(config, self._program, self._on_notice)
         ready = self._come_up(WAKE_SECONDS[self.config.accelerator])
         try:

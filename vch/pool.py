@@ -88,20 +88,20 @@ class Pool:
         """
         kind = self._kind(config, program, cloning)
         try:
-            return self._take(kind, config)
+            return self._take(kind, config, cloning)
         finally:  # nothing is refilled while somebody waits for a start
             with self._changed:
                 kind.due = time.monotonic() + self._refill_seconds
                 self._changed.notify_all()
 
-    def _take(self, kind: _Kind, config: MachineConfig) -> Machine:
+    def _take(self, kind: _Kind, config: MachineConfig, cloning: Cloning | None) -> Machine:
         while (machine := self._waiting(kind)) is not None:
             try:
                 machine.adopt(config)
                 return machine
             except OperationError:  # it had died, or cannot have these ports: the next one, or a new one, says why
                 machine.close()
-        machine = Machine(config, kind.program, cloning=kind.cloning)
+        machine = Machine(config, kind.program, cloning=cloning)
         machine.boot()
         return machine
 

@@ -34,6 +34,8 @@ MEMORY_SLOTS = 16  # how often memory can be added
 BLOCK_MIB = 128  # Linux, memory_block_size_bytes() on x86: memory comes and goes in such blocks
 HOST_CID = 2  # VMADDR_CID_HOST
 TEMPLATE_MAC = "02:00:00:00:00:00"  # of the NIC of every template, and of a clone's until it has its own
+# A clone is not a machine that has moved: it has nothing to announce, and to do so costs it 600 blocks of code.
+_NIC = "virtio-net-pci,romfile=,guest_announce=off"
 
 
 class Accelerator(Enum):
@@ -56,12 +58,14 @@ class Drive:
     """A disk: a VMDK descriptor at `path` (also /dev/fdset/N), which the guest finds by `serial`.
 
     `volatile`: nobody will ever read it after the machine is gone, so the guest's flushes need not reach a disk.
+    `content`: the fd set of the file that holds what is on such a disk, which is empty when the machine starts.
     """
 
     serial: str
     path: str
     read_only: bool = False
     volatile: bool = False
+    content: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,15 +104,17 @@ class Role(Enum):
 
     COLD = "cold"  # one that boots, and becomes a container
     TEMPLATE = "template"  # one that boots, and is frozen when it waits for its spec
+    GROWN = "grown"  # one that goes on where a template was frozen, gets an image's root, and is frozen again
     CLONE = "clone"  # one that goes on where a template was frozen
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """Open files of a template: its memory, and the state of its devices."""
+    """Open files of a template: its memory, and the state of its devices.  It had the first `drives` of its clones."""
 
     memory: int
     state: int
+    drives: int = 0
 
 
 @dataclass(frozen=True)
@@ -212,7 +218,7 @@ def _memory(config: MachineConfig) -> list[str]:
     """
     if config.frozen is None:
         return []
-    share = "on" if config.role is Role.TEMPLATE else "off,reserve=off"  # or each clone would be counted in full
+    share = "off,reserve=off" if config.role is Role.CLONE else "on"  # or each clone would be counted in full
     path = f"/proc/self/fd/{config.frozen.memory}"
     return [
         *("-object", f"memory-backend-file,id=ram,size={config.memory_mib}M,mem-path={path},share={share}"),
@@ -275,13 +281,18 @@ def _drives(config: MachineConfig) -> list[str]:
     for number, descriptor in sorted(config.fd_sets.items()):
         words += ["-add-fd", f"fd={descriptor},set={number}"]
     words += ["-device", "virtio-scsi-pci,id=scsi"]
-    if config.role is Role.CLONE:
-        return words  # its devices are its template's: what it has besides is plugged in (vch/resume.py)
-    for index, drive in enumerate(config.drives):
+    for index, drive in enumerate(config.drives[: there_at_once(config)]):
         words += ["-blockdev", json.dumps(blockdev(node_name(index), drive))]
         driver, *properties = disk_device(index, drive).items()
         words += ["-device", ",".join([str(driver[1]), *(f"{key}={value}" for key, value in properties)])]
     return words
+
+
+def there_at_once(config: MachineConfig) -> int:
+    """How many drives it has when it starts: a clone those of its template, the others are plugged in (vch/clone)."""
+    if config.role in (Role.CLONE, Role.GROWN):
+        return config.frozen.drives if config.frozen is not None else 0
+    return len(config.drives)
 
 
 def node_name(index: int) -> str:
@@ -308,27 +319,37 @@ def blockdev(node: str, drive: Drive) -> dict[str, object]:
     }
 
 
+def removable(node: str, drive: Drive) -> dict[str, object]:
+    """The same behind a node of its own, so that it can be taken away: QEMU saves no machine that has a VMDK open."""
+    return {"driver": "raw", "node-name": node, "read-only": drive.read_only, "file": blockdev(f"{node}-file", drive)}
+
+
+def nothing(node: str, drive: Drive) -> dict[str, object]:
+    """What `removable` is reopened with then; the node {node}-none is to be there."""
+    return {"driver": "raw", "node-name": node, "read-only": drive.read_only, "file": f"{node}-none"}
+
+
 def _network(config: MachineConfig) -> list[str]:
     """The NIC.  A template's leads nowhere; the address of a clone's is its template's until the guest changes it."""
     network = config.network
     if network is None:
         return []
-    if config.role is Role.TEMPLATE:
-        return ["-device", f"virtio-net-pci,mac={TEMPLATE_MAC},romfile="]
+    if config.role in (Role.TEMPLATE, Role.GROWN):
+        return ["-device", f"{_NIC},mac={TEMPLATE_MAC}"]
     forwards = [
         f"hostfwd={port.protocol}:{port.host_address}:{port.host_port}-:{port.guest_port}" for port in network.published
     ]
     mac = TEMPLATE_MAC if config.role is Role.CLONE else network.mac
     return [
         *("-netdev", ",".join(["user", "id=net", *netdev_words(network.addresses), *forwards])),
-        *("-device", f"virtio-net-pci,netdev=net,mac={mac},romfile="),
+        *("-device", f"{_NIC},netdev=net,mac={mac}"),
     ]
 
 
 def _boot(config: MachineConfig) -> list[str]:
     boot = config.boot
     firmware: Sequence[str] = ("-bios", str(boot.firmware)) if boot.firmware else ()
-    if config.role is Role.CLONE:  # the kernel is in the template's memory
+    if config.role in (Role.CLONE, Role.GROWN):  # the kernel is in the template's memory
         return [*firmware, "-incoming", "defer"]
     initramfs: Sequence[str] = ("-initrd", str(boot.initramfs)) if boot.initramfs else ()
     words = (*boot.arguments, *link_argument(config), *boot.start)

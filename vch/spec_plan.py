@@ -36,7 +36,7 @@ from vch.errors import UsageError
 from vch.process_values import HealthOptions
 from vch.run_options import RunOptions
 from vch.systemd_mode import as_init
-from vch.user_network import Addresses, addresses
+from vch.user_network import Addresses, Family, addresses
 from vch.values import VolumeMount
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def build_spec(options: RunOptions, image: RunConfig, placement: Placement, iden
     return Spec(
         id=placement.id,
         identity=identity,
-        root=_root(options, placement),
+        root=root_of(placement.layers, placement.verity, options.read_only),
         network=_network(options, placement),
         process=_process(options, image, placement.terminal),
         volumes=tuple(
@@ -188,16 +188,36 @@ def parse_resolver(text: str) -> Resolver:
     return Resolver(search, found.get("options", ()))
 
 
-def _root(options: RunOptions, placement: Placement) -> Root:
-    checked: tuple[Verity | None, ...] = placement.verity or (None,) * placement.layers
+def root_of(layers: int, verity: tuple[Verity, ...], read_only: bool = False) -> Root:
+    """The root filesystem: so many layers of the image's disk, checked or not, under a disk of the container's own."""
+    checked: tuple[Verity | None, ...] = verity or (None,) * layers
     return Root(
         layers=tuple(
             Layer(disk=Disk(serial=IMAGE_SERIAL, partition=number), verity=verity)
             for number, verity in enumerate(checked, 1)
         ),
         writable=Disk(serial=TOP_SERIAL),
-        read_only=options.read_only,
+        read_only=read_only,
     )
+
+
+def interfaces_of(options: RunOptions, mac: str, host_has_ipv6: bool) -> tuple[Interface, ...]:
+    """The machine's NIC, if it has one."""
+    if options.network == "none":
+        return ()
+    user = user_addresses(options, host_has_ipv6)
+    nic = Interface(
+        mac=mac,
+        addresses=tuple(family.cidr for family in _families(user)),
+        gateway4=user.v4.gateway,
+        gateway6=user.v6.gateway if user.v6 else "",
+        announce=False,  # slirp asks when it wants to know, and there is nobody else
+    )
+    return (nic,)
+
+
+def _families(user: Addresses) -> list[Family]:
+    return [user.v4] + ([user.v6] if user.v6 else [])
 
 
 def _network(options: RunOptions, placement: Placement) -> Network:
@@ -209,19 +229,12 @@ def _network(options: RunOptions, placement: Placement) -> Network:
     )
     if options.network == "none":
         return Network(hostname=hostname, domainname=options.domainname, hosts=hosts)
-    families = [user.v4] + ([user.v6] if user.v6 else [])
-    nic = Interface(
-        mac=placement.mac,
-        addresses=tuple(family.cidr for family in families),
-        gateway4=user.v4.gateway,
-        gateway6=user.v6.gateway if user.v6 else "",
-        announce=False,  # slirp asks when it wants to know, and there is nobody else
-    )
+    families = _families(user)
     return Network(
         hostname=hostname,
         domainname=options.domainname,
         aliases=options.aliases,
-        interfaces=(nic,),
+        interfaces=interfaces_of(options, placement.mac, placement.host_has_ipv6),
         nameservers=options.dns or tuple(family.resolver for family in families),
         search=options.dns_search or placement.resolver.search,
         resolver_options=options.dns_options or placement.resolver.options,

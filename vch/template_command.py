@@ -81,7 +81,7 @@ def _list(given: list[Given], rest: list[str], settings: Settings) -> int:
         return 0
     from imagebuild.cli.output import print_table
 
-    head = ("KEY", "KERNEL", "MEMORY", "CPUS", "NETWORK", "ACCELERATOR", "TAKES", "USED", "IN USE")
+    head = ("KEY", "KERNEL", "MEMORY", "CPUS", "NETWORK", "ACCELERATOR", "ROOT", "TAKES", "USED", "IN USE")
     print_table(head, [_row(one) for one in found])
     return 0
 
@@ -95,6 +95,7 @@ def _row(one: Listed) -> tuple[str, ...]:
         str(facts.cpus),
         "yes" if facts.network else "no",
         facts.accelerator,
+        "an image's" if facts.drives else "none",
         f"{one.held_bytes / MIB:.0f} MiB",
         ago(time.time() - one.used),
         "yes" if one.busy else "no",

@@ -19,6 +19,7 @@ from imagebuild.boot.kernel import choose as choose_kernel
 from imagebuild.demo import write_demo
 from tests.bench.measure import RUN_SECONDS, Report, Row, Sample, alternate
 from vch import settings
+from vch.clone.store import WANTED
 from vch.launch import Launch, new_id
 from vch.machine import Machine
 from vch.prepare import prepare
@@ -28,6 +29,7 @@ from vch.run_options import parse_run
 VCH = Path(__file__).parents[2] / ".venv/bin/vch"
 KERNELS = ("debian-cloud", "pico")
 QEMU_CPU = "QEMU CPU"
+FIRST = "first clone of an image"
 DENSITIES = (1, 8, 32)
 SETTLE_SECONDS = 1.0  # after the last of them has said that it is ready
 PINGS = 20
@@ -41,11 +43,17 @@ def bench_clone(home: Path, runs: int, report: Report) -> None:
     image = f"oci:{layout}:demo"
     kernels = [name for name in KERNELS if choose_kernel(home, name if name != "pico" else None).name == name]
     with tempfile.TemporaryDirectory(prefix="vch-bench-", dir="/dev/shm") as templates:
-        os.environ.update(VCH_HOME=str(home), VCH_TEMPLATES=templates)
+        plain, rooted = (Path(templates, name) for name in ("plain", "rooted"))
+        plain.mkdir()
+        rooted.mkdir()
+        os.environ.update(VCH_HOME=str(home), VCH_TEMPLATES=str(rooted))
         cases: dict[str, Callable[[], Sample]] = {"python3 -c 'import vch'": _import}
         for name in kernels:
-            cases[f"{name}: boots"] = _run(name, image, "--cold")
-            cases[f"{name}: clone"] = _run(name, image)
+            cases[f"{name}: boots"] = _run(name, image, rooted, "--cold")
+            cases[f"{name}: {FIRST}"] = _first(name, image, plain)
+            cases[f"{name}: clone"] = clone = _run(name, image, rooted)
+            clone()  # leaves the template of all machines, and the next one that of the image
+            report.facts[f"{name}: what making the image's template takes, CPU s"] = _made(clone)
         rows = alternate(cases, runs)
         report.tables["clone"] = rows
         _ratios(rows, kernels, report)
@@ -53,13 +61,31 @@ def bench_clone(home: Path, runs: int, report: Report) -> None:
         _pool(image, report)
 
 
-def _run(kernel: str, image: str, *words: str) -> Callable[[], Sample]:
+def _made(clone: Callable[[], Sample]) -> float:
+    """Seconds of CPU that making an image's template takes: this run's, less the next one's."""
+    making, after = clone(), clone()
+    return round(making.cpu - after.cpu, 2)
+
+
+def _first(kernel: str, image: str, templates: Path) -> Callable[[], Sample]:
+    """A clone of an image that was never run before: it is forgotten that it was."""
+    run = _run(kernel, image, templates)
+
+    def case() -> Sample:
+        for note in templates.glob(f"*/{WANTED}*"):
+            note.unlink()
+        return run()
+
+    return case
+
+
+def _run(kernel: str, image: str, templates: Path, *words: str) -> Callable[[], Sample]:
     """The whole command, and of it QEMU."""
 
     def case() -> Sample:
         with tempfile.NamedTemporaryFile() as timing:
             command = [str(VCH), "run", *words, "--timing-file", timing.name, image, "true"]
-            sample = _measured(command, {**os.environ, "VCH_KERNEL": kernel})
+            sample = _measured(command, {**os.environ, "VCH_KERNEL": kernel, "VCH_TEMPLATES": str(templates)})
             told = json.loads(Path(timing.name).read_text())
         return Sample(sample.cpu, sample.wall, told["qemu_peak_kib"] / KIB, {QEMU_CPU: told["qemu_cpu"]})
 
@@ -83,6 +109,8 @@ def _ratios(rows: list[Row], kernels: list[str], report: Report) -> None:
     for name in kernels:
         boots, clone = by_case[f"{name}: boots"], by_case[f"{name}: clone"]
         report.ratios[f"{name}: QEMU's CPU, clone / boots"] = round(clone.extra[QEMU_CPU] / boots.extra[QEMU_CPU], 3)
+        first = by_case[f"{name}: {FIRST}"].extra[QEMU_CPU] / boots.extra[QEMU_CPU]
+        report.ratios[f"{name}: QEMU's CPU, {FIRST} / boots"] = round(first, 3)
         least = by_case["python3 -c 'import vch'"].cpu + clone.extra[QEMU_CPU]
         report.ratios[f"{name}: vch run / (import vch + QEMU)"] = round(clone.cpu / least, 3)
 

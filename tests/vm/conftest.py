@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,3 +113,13 @@ def _default_signals() -> None:
 def vch(home: Path) -> Vch:
     """Runs `vch`."""
     return Vch(home)
+
+
+@pytest.fixture
+def own_templates(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of templates for one test, which may damage them."""
+    folder = Path(os.environ["VCH_TEMPLATES"]) / f"own-{time.monotonic_ns()}"
+    folder.mkdir()
+    monkeypatch.setenv("VCH_TEMPLATES", str(folder))
+    yield folder / f"vch-{os.geteuid()}"
+    shutil.rmtree(folder)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -44,16 +42,6 @@ RANDOM_PYTHON = "import random, os, uuid; print(random.random(), os.getrandom(8)
 @pytest.fixture
 def image(home: Path, demo_layout: Path) -> str:
     return f"oci:{demo_layout}:demo"
-
-
-@pytest.fixture
-def own_templates(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder of templates for one test, which may damage them."""
-    folder = Path(os.environ["VCH_TEMPLATES"]) / f"own-{time.monotonic_ns()}"
-    folder.mkdir()
-    monkeypatch.setenv("VCH_TEMPLATES", str(folder))
-    yield folder / f"vch-{os.geteuid()}"
-    shutil.rmtree(folder)
 
 
 def the_template(store: Path) -> Path:
@@ -173,15 +161,17 @@ def test_cold_is_cold(vch: Vch, image: str) -> None:
 
 
 def test_a_template_is_made_once_and_says_nothing(vch: Vch, image: str, own_templates: Path) -> None:
-    first, second = vch("run", image, "echo", "x"), vch("run", "-D", image, "echo", "x")
+    first = vch("run", image, "echo", "x")
     assert (first.stdout, first.stderr) == (b"x\n", b"")
+    (listed,) = json.loads(vch("template", "ls", "--json").stdout)
+    second = vch("run", "-D", "--entrypoint", "echo", image, "x")
     assert MADE not in second.stderr
     assert A_CLONE in second.stderr
-    (listed,) = json.loads(vch("template", "ls", "--json").stdout)
-    assert listed["key"] == the_template(own_templates).name
+    assert (own_templates / listed["key"] / MEMORY).exists()
     assert listed["key"][:12].encode() in vch("template", "ls").stdout
     assert vch("template", "rm", listed["key"][:6]).stdout.decode().strip() == listed["key"]
     assert vch("template", "rm", listed["key"]).returncode == 125
+    vch("template", "rm", "--all")
     assert list(own_templates.iterdir()) == []
 
 

@@ -12,12 +12,16 @@ from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
+from tether.link.record import encode
+from tether.link.waking import Prepare
 from vch import qemu
+from vch.disks import DiskSet
 from vch.qemu import BLOCK_MIB, Channels, Frozen, LinkKind, MachineConfig, Role, UserNetwork
 
-FORMAT = 1  # of the files of a template, and of what its guest and its clones' hosts agree on
+FORMAT = 2  # of the files of a template, and of what its guest and its clones' hosts agree on
 TEMPLATE_WORD = "tether.template"  # of the kernel command line (tether/kernelargs.py)
 _DEBUG_WORD, _QUIET_WORD = "tether.debug", "quiet"
+ROOT_DRIVES = 2  # of a machine: its image, and what the container writes (vch/launch.py)
 _CPU_FACTS = ("vendor_id", "model name", "stepping", "flags")
 _CPU_BYTES = 16384  # of /proc/cpuinfo: more than what it says of one processor
 _NOWHERE = Channels(0, 0, 0)
@@ -63,6 +67,12 @@ def template_of(config: MachineConfig, frozen: Frozen) -> MachineConfig:
     )
 
 
+def grown_of(config: MachineConfig, frozen: Frozen, disks: DiskSet) -> MachineConfig:
+    """The template of `config` as it gets the root of an image: from the files of the one that has none yet."""
+    drives = tuple(disks.drives)
+    return replace(template_of(config, frozen), drives=drives, fd_sets=disks.fd_sets, role=Role.GROWN)
+
+
 def clone_of(config: MachineConfig, frozen: Frozen, memory_mib: int) -> MachineConfig:
     """This machine as a clone of a template that has `memory_mib`."""
     return replace(growable(config), memory_mib=memory_mib, role=Role.CLONE, frozen=frozen)
@@ -75,6 +85,23 @@ def key_of(config: MachineConfig, program: str) -> str:
     files = [_file(Path(path)) for path in (program, boot.kernel, boot.initramfs, boot.firmware) if path is not None]
     facts = [f"format {FORMAT}", *words, *files, *_processor()]
     return sha256("\0".join(facts).encode()).hexdigest()[:32]
+
+
+def rooted_key(key: str, config: MachineConfig, prepare: Prepare) -> str | None:
+    """The key of the template that is prepared so; None if there can be none.  `key` is that of the plain one.
+
+    The root must be an image's under a disk that ends with the machine, and these the first disks.
+    Raises OSError if a file that it depends on is not there.
+    """
+    drives = config.drives[:ROOT_DRIVES]
+    if [drive.content > 0 for drive in drives] != [False, True] or prepare.root.writable is None:
+        return None
+    image, top = drives
+    size = os.fstat(config.fd_sets[top.content]).st_size
+    files = [_file(path) for path in sorted(Path(image.path).parent.iterdir())]
+    shape = [f"{drive.serial} {drive.read_only} {drive.volatile}" for drive in drives]
+    facts = [key, encode(prepare.but(root=prepare.root.but(read_only=False))), image.path, *files, *shape, size]
+    return sha256(repr(facts).encode()).hexdigest()[:32]
 
 
 def _file(path: Path) -> str:

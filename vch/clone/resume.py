@@ -2,7 +2,8 @@
 
     capabilities, disks' files ─► migrate-incoming ─► completed ─► disks plugged in ─► Wake on the link ─► cont
 
-The guest sees its disks in the instant that it wakes, and finds the Wake as the first thing on its link.
+The guest sees its disks in the instant that it wakes, and finds the Wake as the first thing on its link.  Disks that
+its template had are there from the start.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vch.clone.make import CAPABILITIES
 from vch.errors import BootError
-from vch.qemu import MachineConfig, blockdev, disk_device, node_name
+from vch.qemu import MachineConfig, Role, blockdev, disk_device, node_name, removable, there_at_once
 from vch.qmp import QmpAnswer, QmpEvent
 
+CAPABILITIES = [{"capability": "x-ignore-shared", "state": True}, {"capability": "events", "state": True}]
 Execute = Callable[[str, Mapping[str, Any] | None, Callable[[QmpAnswer], None] | None], None]
 
 
@@ -25,6 +26,7 @@ class Resume:
         """`execute` gives a command to QEMU; `wake` writes the Wake, and is called when nothing can go wrong any more
         but in the guest."""
         self._config, self._execute, self._wake = config, execute, wake
+        self._missing = tuple(enumerate(config.drives))[there_at_once(config) :]
         self._plugged = 0
         self._over = False
 
@@ -36,8 +38,9 @@ class Resume:
         """Tells QEMU everything that it can be told at once."""
         assert self._config.frozen is not None
         self._tell("migrate-set-capabilities", {"capabilities": CAPABILITIES})
-        for index, drive in enumerate(self._config.drives):
-            self._tell("blockdev-add", blockdev(node_name(index), drive))
+        block = removable if self._config.role is Role.GROWN else blockdev
+        for index, drive in self._missing:
+            self._tell("blockdev-add", block(node_name(index), drive))
         self._tell("migrate-incoming", {"uri": f"fd:{self._config.frozen.state}"})
 
     def event(self, event: QmpEvent) -> None:
@@ -47,15 +50,15 @@ class Resume:
             raise BootError("clone", "QEMU", "it cannot take on the state of the template")
         if status != "completed":
             return
-        for index, drive in enumerate(self._config.drives):
+        for index, drive in self._missing:
             device = {**disk_device(index, drive), "id": f"disk{index}"}
             self._tell("device_add", device, self._plug)
-        if not self._config.drives:
+        if not self._missing:
             self._run()
 
     def _plug(self) -> None:
         self._plugged += 1
-        if self._plugged == len(self._config.drives):
+        if self._plugged == len(self._missing):
             self._run()
 
     def _run(self) -> None:

@@ -4,8 +4,10 @@
         1b2f.../  memory                  the guest's memory, sparse
                   state                   of its devices, as QEMU migrates it
                   template.json           what it is; written last; its time of change is that of the last clone
+                  top                     only in one of an image: the container's disk as it was then
         .making-1b2f.../                  one that is being made: gets its name when it is whole
         .failed-77aa...                   one that could not be made of late
+        .wanted-77aa...                   an image's, asked for once; it is made when it is asked for again
         .gone-412-88.../                  one that is being removed
 
 A folder being made is locked (flock) by its maker for as long as that lives, so what a killed one left is known, and
@@ -31,8 +33,8 @@ from imagebuild.locks import try_lock
 from vch.clone.key import FORMAT
 from vch.errors import HostError
 
-MEMORY, STATE, RECORD = "memory", "state", "template.json"
-_MAKING, _GONE, _FAILED = ".making-", ".gone-", ".failed-"
+MEMORY, STATE, TOP, RECORD = "memory", "state", "top", "template.json"
+_MAKING, _GONE, _FAILED, WANTED = ".making-", ".gone-", ".failed-", ".wanted-"
 FAILED_SECONDS = 600.0  # for so long nobody tries again to make a template that could not be made
 MOST_KEPT = 8  # of those that nobody uses at the moment; each has about 55 MB
 IDLE_SECONDS = 24 * 3600.0  # after which a template that nobody used is given back
@@ -58,6 +60,10 @@ class Facts:
     memory_mtime_ns: int
     state_bytes: int
     state_crc: int
+    drives: int = 0
+    """Disks that it had when it was frozen: 0, or those of an image's root."""
+    top_bytes: int = 0
+    top_mtime_ns: int = 0
     format: int = FORMAT
 
 
@@ -68,11 +74,14 @@ class Template:
     facts: Facts
     memory: int
     state: int
+    top: int = -1
+    """What the container's disk begins with; -1 if the template is no image's."""
 
     def close(self) -> None:
         """Gives the descriptors back."""
-        os.close(self.memory)
-        os.close(self.state)
+        for descriptor in (self.memory, self.state, self.top):
+            if descriptor >= 0:
+                os.close(descriptor)
 
 
 @dataclass(frozen=True)
@@ -105,11 +114,14 @@ class Store:
             record, memory, state = opened
             _share(memory)
             facts = _facts(record)
-            problem = _damage(facts, key, memory, state)
+            top = -1
+            if facts.drives:
+                opened.append(top := os.open(folder / TOP, os.O_RDONLY | os.O_CLOEXEC))
+            problem = _damage(facts, key, memory, state, top)
             if not problem and self._private():
                 os.utime(record)
                 os.close(record)
-                return Template(facts, memory, state)
+                return Template(facts, memory, state, top)
         except BlockingIOError:
             problem = ""
         except FileNotFoundError:
@@ -148,13 +160,22 @@ class Store:
         """Gives a template that was made in `scratch` its place."""
         (scratch / RECORD).write_text(json.dumps(asdict(facts)), encoding="utf-8")
         self.remove(facts.key)
-        (self.folder / f"{_FAILED}{facts.key}").unlink(missing_ok=True)
+        for note in (_FAILED, WANTED):
+            (self.folder / f"{note}{facts.key}").unlink(missing_ok=True)
         scratch.rename(self.folder / facts.key)
 
     def failed(self, key: str) -> None:
         """It could not be made: machines need not try again for a while."""
         with suppress(OSError):
             (self.folder / f"{_FAILED}{key}").touch()
+
+    def want(self, key: str) -> bool:
+        """Notes that it would have been of use; whether it would have been before."""
+        note = self.folder / f"{WANTED}{key}"
+        known = note.exists()
+        with suppress(OSError):  # no folder yet: then there is no template either
+            note.touch(mode=0o600)
+        return known
 
     def has_failed(self, key: str) -> bool:
         """Whether it could not be made of late."""
@@ -186,6 +207,9 @@ class Store:
                     _remove_abandoned(Path(entry.path))
                 elif entry.name.startswith(_FAILED):
                     if not self.has_failed(entry.name.removeprefix(_FAILED)):
+                        Path(entry.path).unlink(missing_ok=True)
+                elif entry.name.startswith(WANTED):
+                    if time.time() - entry.stat().st_mtime > IDLE_SECONDS:
                         Path(entry.path).unlink(missing_ok=True)
                 elif not entry.name.startswith(".") and not Path(entry.path, RECORD).exists():
                     self.remove(entry.name)
@@ -221,16 +245,20 @@ class Store:
         return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
 
 
-def describe_files(memory: int, state: int) -> dict[str, int]:
+def describe_files(memory: int, state: int, top: int = -1) -> dict[str, int]:
     """What `Facts` says of the files."""
     data = os.pread(state, MOST_STATE, 0)
     found = os.fstat(memory)
-    return {
+    facts = {
         "memory_bytes": found.st_size,
         "memory_mtime_ns": found.st_mtime_ns,
         "state_bytes": len(data),
         "state_crc": crc32(data),
     }
+    if top >= 0:
+        found = os.fstat(top)
+        facts.update(top_bytes=found.st_size, top_mtime_ns=found.st_mtime_ns)
+    return facts
 
 
 def _facts(record: int) -> Facts:
@@ -240,11 +268,11 @@ def _facts(record: int) -> Facts:
     return Facts(**plain)
 
 
-def _damage(facts: Facts, key: str, memory: int, state: int) -> str:
+def _damage(facts: Facts, key: str, memory: int, state: int, top: int) -> str:
     """What is wrong with the files; "" if nothing is."""
     if facts.key != key:
         return "of another machine"
-    for name, value in describe_files(memory, state).items():
+    for name, value in describe_files(memory, state, top).items():
         if getattr(facts, name) != value:
             return f"{name} is {value} instead of {getattr(facts, name)}"
     return ""
@@ -289,5 +317,5 @@ def _listed(folder: Path) -> Listed:
         facts, used = _facts(record), os.fstat(record).st_mtime
     finally:
         os.close(record)
-    held = sum(os.stat(folder / name).st_blocks * 512 for name in (MEMORY, STATE))
+    held = sum(os.stat(folder / name).st_blocks * 512 for name in (MEMORY, STATE, TOP)[: 3 if facts.drives else 2])
     return Listed(facts, held, used, _busy(folder))
