@@ -276,7 +276,7 @@ class Machine:
         self.hardware.detach(path)
 
     def add_memory(self, mib: int) -> HardwareInUse:
-        """Gives it more memory while it runs, in blocks of 128 MiB, up to `config.max_memory_mib` in all."""
+        """More memory while it runs, in blocks of 128 MiB: up to `config.max_memory_mib` in all, a clone to 64 GiB."""
         return self.hardware.add_memory(mib)
 
     def add_cpus(self, more: int) -> HardwareInUse:
