@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -77,20 +78,32 @@ class Container:
         return next(int(line.split()[1]) for line in self.sh("cat /proc/1/status").out.splitlines()
                     if line.startswith("VmRSS:"))
 
+    def growth_kib(self, work: Callable[[], object], rounds: int) -> int:
+        """By how much the memory of PID 1 grows while `work` is done once: the least of some rounds.
+
+        What leaks grows in every round.  What grows in some is the allocator's: how many messages wait for the host at
+        a time is a matter of its load.
+        """
+        sizes = []
+        for _ in range(rounds + 1):
+            work()
+            sizes.append(self.resident_kib())
+        return min(after - before for before, after in pairwise(sizes))
+
     @staticmethod
     def process(*args: str, **others: object) -> Process:
         """A Process of text arguments."""
         plain = Process(args=tuple(os.fsencode(arg) for arg in args))
         return plain.but(**others)
 
-    def until_says(self, words: str, seconds: float = 30) -> None:
+    def until_says(self, words: str, seconds: float = WAIT_S) -> None:
         """Waits for something in the output of the primary process."""
         deadline = time.monotonic() + seconds
         while words not in text(self.out):
             assert time.monotonic() < deadline, f"{words!r} has not come, only {text(self.out)!r}"
             time.sleep(0.05)
 
-    def until(self, script: str, wanted: str, seconds: float = 30) -> None:
+    def until(self, script: str, wanted: str, seconds: float = WAIT_S) -> None:
         """Runs a script again and again until it says what is wanted."""
         deadline = time.monotonic() + seconds
         while (said := self.sh(script).out.strip()) != wanted:

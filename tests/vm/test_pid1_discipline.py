@@ -29,8 +29,9 @@ ORPHANS = int(os.environ.get("VCH_TEST_ORPHANS", "1000"))
 ORPHANS_AT_ONCE = 500
 ORPHANS_IN_A_ROW = int(os.environ.get("VCH_TEST_ORPHANS_IN_A_ROW", "2000"))
 COMPILE_S = 120.0
-EXECS = int(os.environ.get("VCH_TEST_EXECS", "300"))
 GROWTH_KIB = 256  # of the resident memory, which the allocator does not give back page by page
+EXECS, ROUNDS = int(os.environ.get("VCH_TEST_EXECS", "300")), 5
+LEAST_LEAK_BYTES = 512  # for each exec, less than the smallest of what belongs to one
 WAITING = ("trap 'rm -rf /etc; cp -a /calm/etc /etc; echo repaired' USR1;"
            " sleep 100000 & waiting=$!; while :; do wait $waiting; done")
 MOST_KIB = 16 * 1024
@@ -51,7 +52,7 @@ def unharmed(victim: Container) -> Iterator[None]:
     assert victim.machine.ping().monotonic_ns > 0
     assert victim.sh("echo alive").out == "alive\n"
     victim.until("grep -l 'State:.Z' /proc/[0-9]*/status 2>/dev/null | wc -l", "0", seconds=120)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while descriptors(victim) > before:  # of what is just being cleared away
         assert time.monotonic() < deadline, victim.sh("ls -l /proc/1/fd").out
     assert victim.resident_kib() < MOST_KIB
@@ -63,19 +64,15 @@ def descriptors(made: Container) -> int:
 
 def test_orphans_by_the_thousand(victim: Container) -> None:
     """They die all at once, and PID 1, which has to bury them, serves the link meanwhile."""
-    victim.sh("true")
-    before = victim.resident_kib()
     batch = f"i=0; while [ $i -lt {ORPHANS_AT_ONCE} ]; do sleep 1 & i=$((i+1)); done"
-    slowest = 0.0
-    for _ in range(max(1, ORPHANS // ORPHANS_AT_ONCE)):
+
+    def some() -> None:
         session, _ = victim.machine.exec(victim.process("sh", "-c", batch), Stdio())
-        began = time.monotonic()
-        victim.machine.ping()
-        slowest = max(slowest, time.monotonic() - began)
+        assert victim.machine.ping().monotonic_ns > 0
         assert session.wait(240) == 0
-    victim.until("grep -lx sleep /proc/[0-9]*/comm 2>/dev/null | wc -l", "1", seconds=240)  # the primary process
-    print(f"slowest answer to a ping: {slowest:.2f} s")
-    assert victim.resident_kib() - before < GROWTH_KIB
+        victim.until("grep -lx sleep /proc/[0-9]*/comm 2>/dev/null | wc -l", "1", seconds=240)  # the primary process
+
+    assert victim.growth_kib(some, max(1, ORPHANS // ORPHANS_AT_ONCE)) < ORPHANS_AT_ONCE * LEAST_LEAK_BYTES // 1024
 
 
 def test_orphans_in_a_row(victim: Container, tmp_path: Path) -> None:
@@ -104,14 +101,11 @@ def test_orphans_in_a_row(victim: Container, tmp_path: Path) -> None:
 
 
 def test_many_execs_leave_no_growth(victim: Container) -> None:
-    for _ in range(30):
-        victim.exec("true")
-    before = victim.resident_kib()
-    for _ in range(EXECS):
-        assert victim.exec("true").code == 0
-    after = victim.resident_kib()
-    print(f"resident before {before} KiB, after {EXECS} execs {after} KiB")
-    assert after - before < GROWTH_KIB
+    def some() -> None:
+        for _ in range(EXECS // ROUNDS):
+            assert victim.exec("true").code == 0
+
+    assert victim.growth_kib(some, ROUNDS) <= EXECS // ROUNDS * LEAST_LEAK_BYTES // 1024
 
 
 def test_no_process_can_be_made(victim: Container) -> None:

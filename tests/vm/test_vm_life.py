@@ -17,6 +17,7 @@ from imagebuild.boot.kernel import choose
 from imagebuild.disk import vmdk
 from imagebuild.disk.ext4 import make_ext4
 from tests.vm.harness import Container, container, text
+from tether.clock import must_step
 from tether.link.late_messages import ClockSet, Freeze, SetClock, Thaw
 from tether.link.messages import Ping
 from tether.link.record import Record
@@ -29,7 +30,7 @@ from vch.qemu import Accelerator, Drive, MachineConfig
 pytestmark = pytest.mark.vm
 
 ROOT = Path(__file__).resolve().parents[2]
-GONE_S = 60.0  # for a machine to be gone once something has ended it
+GONE_S = 120.0  # for a machine to be gone once something has ended it
 
 # Where PID 1 goes on when its system call returns: x86-64's program counter, the last of the nine words of
 # /proc/PID/syscall (of a process that waits; of one that does not, there is but one).
@@ -140,7 +141,7 @@ class TestTheContainerEndsTheMachine:
 MIB = 1 << 20
 DISK_MIB = 16
 FREED_MIB = 100  # of the 150 that are filled and freed
-UNTIL_FREE_S = 30.0  # the kernel reports pages that have been free for two seconds
+UNTIL_FREE_S = 120.0  # the kernel reports pages that have been free for two seconds
 
 
 def ext4_drive(folder: Path, serial: str) -> Drive:
@@ -242,7 +243,7 @@ class TestDisks:
         (tmp_path / "empty.raw").write_bytes(bytes(DISK_MIB * MIB))
         with pytest.raises(GuestError, match="attach volume: ext4 on /dev/sdc"):
             living.machine.attach_disk(drive, "/never")
-        assert "sdc" not in living.sh("ls /sys/block").out
+        living.until("ls /sys/block | grep -c sdc", "0")  # the guest hears that it was pulled, and lets go of it
         with pytest.raises(MachineError, match="monitor: blockdev-add"):
             living.machine.attach_disk(Drive("none", str(tmp_path / "none.vmdk")), "/never")
 
@@ -258,15 +259,16 @@ class TestSuspend:
         snapshot = tmp_path / "snapshot.raw"
         shutil.copy(tmp_path / "frozen.raw", snapshot)
         assert content_of(snapshot, "/file") == "not synced\n"
-        time.sleep(3)  # by so much the clock would be late
+        time.sleep(10)  # by so much the clock would be late
         living.machine.resume()
-        assert abs(living.machine.ping().realtime_ns - time.time_ns()) < 2e9
+        asked = time.time_ns()
+        assert asked - 5e9 < living.machine.ping().realtime_ns < time.time_ns() + 5e9
         assert living.sh("echo again > /frozen/file; echo here > /file; cat /file").out == "here\n"
         living.machine.detach_disk("/frozen")
         assert content_of(tmp_path / "frozen.raw", "/file") == "again\n"
 
     def test_a_host_that_never_thaws(self, living: Container) -> None:
-        ask(living, Freeze(timeout_ms=4000))
+        ask(living, Freeze(timeout_ms=10_000))
         began = time.monotonic()
         with pytest.raises(GuestError, match="are frozen already"):
             ask(living, Freeze())
@@ -277,9 +279,14 @@ class TestSuspend:
 
     def test_the_clock_is_slewed_or_stepped(self, living: Container) -> None:
         hosts_clock(living)
-        small = ask(living, SetClock(realtime_ns=living.machine.ping().realtime_ns + 20_000_000))
-        assert isinstance(small, ClockSet)
-        assert not small.stepped
+        deadline = time.monotonic() + GONE_S
+        while True:
+            small = ask(living, SetClock(realtime_ns=living.machine.ping().realtime_ns + 20_000_000))
+            assert isinstance(small, ClockSet)
+            assert small.stepped == must_step(small.behind_ns)
+            if not small.stepped:  # else the message was long under way, and its time an old one
+                break
+            assert time.monotonic() < deadline
         large = ask(living, SetClock(realtime_ns=time.time_ns() + 3600 * 10**9))
         assert isinstance(large, ClockSet)
         assert large.stepped
