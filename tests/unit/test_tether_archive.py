@@ -9,6 +9,7 @@ import stat
 import subprocess
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -356,4 +357,7 @@ def _no_descriptors_leak() -> Iterator[None]:
     for thread in threading.enumerate():
         if thread is not threading.current_thread():
             thread.join(5)
-    assert len(os.listdir("/proc/self/fd")) <= len(before)
+    deadline = time.monotonic() + 60
+    while len(os.listdir("/proc/self/fd")) > len(before):  # a server of other tests may just be closing some
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
