@@ -39,3 +39,7 @@ class Restarts:
     def tell(self, event: Restarting) -> None:
         """Tells the appliance, if it is there."""
         self._events.tell(event)
+
+    def over(self) -> None:
+        """There will be no more; what was to be told goes before the end."""
+        self._events.hurry()

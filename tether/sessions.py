@@ -99,7 +99,7 @@ class Sessions:
 
     def stop_restarting(self) -> None:
         """The next end of the primary process, or the last one if it waits to be started again, is the end."""
-        self.restarts = None
+        self._no_more_restarts()
         if self._again is not None:
             self._again.cancel()
             self._again = None
@@ -153,10 +153,16 @@ class Sessions:
         except (TetherError, OSError) as error:
             self._give_up(self._sessions[PRIMARY], fault_of("start session", error))
 
+    def _no_more_restarts(self) -> None:
+        """What is still to be told of them goes before the end."""
+        if self.restarts is not None:
+            self.restarts.over()
+            self.restarts = None
+
     def _give_up(self, session: Session, fault: Fault) -> None:
         """The primary process could not be started again."""
         say(one_line(fault))
-        self.restarts = None
+        self._no_more_restarts()
         session.state = NOT_EXECUTED
         self._settle()
 
@@ -199,6 +205,7 @@ class Sessions:
                 self.restarts.tell(told)
                 self._again = self._reactor.call_later(told.after_ms / 1000, self._start_again)
                 return
+        self._no_more_restarts()
         session.finish_output()
         self._tell_end(session)
 

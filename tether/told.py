@@ -29,6 +29,15 @@ class LatestEvent:
         self._held = event
         self._look()
 
+    def hurry(self) -> None:
+        """Sends what waits now, because something follows that must not come before it."""
+        held, self._held = self._held, None
+        if held is not None:
+            try:
+                self._endpoint.notify(held)
+            except CongestedError:
+                return  # what follows says more, and needs the room
+
     def _look(self) -> None:
         if self._held is None:
             return

@@ -121,6 +121,18 @@ class TestLatestEvent:
         assert link.sent == [_probe(1), _probe(4)]
         assert not link.later
 
+    def test_it_goes_before_what_must_not_overtake_it(self) -> None:
+        link = _Link()
+        link.drained = False
+        events = LatestEvent(link, link)  # type: ignore[arg-type]
+        events.tell(_probe(1))
+        assert link.sent == []
+        events.hurry()
+        assert link.sent == [_probe(1)]
+        link.drained = True
+        link.pass_time()
+        assert link.sent == [_probe(1)]
+
     def test_it_waits_for_room(self) -> None:
         link = _Link()
         link.full = True
