@@ -102,7 +102,7 @@ def test_more_memory_than_those_that_wait_have(pool: vch.Pool, image: str) -> No
     with vch.Machine(image, pool=pool, memory="512m") as machine:
         assert waiting <= set(machines_of(os.getpid()))
         told = machine.exec("awk", "/MemTotal/ {print $2}", "/proc/meminfo", check=True).stdout
-        assert 2 * 240 * 1024 < int(told) < 512 * 1024
+        assert 400 * 1024 < int(told) < 512 * 1024  # not 384 MiB; how much of it a kernel keeps for itself differs
         assert machine.machine.add_memory(128).memory_kib == int(told) + 128 * 1024
     assert all(gone(pid) for pid in waiting)
 
