@@ -39,6 +39,7 @@ class Boot:
         with step("mount pseudo filesystems"):
             pid1.mount_own()
             self.arguments = kernelargs.parse(files.read("/proc/cmdline").decode())
+            step.aloud = self.arguments.debug
         with step("load modules"):
             modules.load_modules()
         with step("open link"):

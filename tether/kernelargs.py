@@ -1,6 +1,6 @@
 """What the kernel command line tells tether.
 
-    tether.debug               say on the console what is being done
+    tether.debug               say each step on the console when it begins
     tether.spec=SOURCES        nobody talks to this VM: run what the spec from there says, with the console as its
                                output.  The first of these, separated by commas, that has one: iso:LABEL,
                                fw_cfg[:NAME], guestinfo[:KEY], smbios, cmdline:SPEC, auto (tether/sources.py)

@@ -4,6 +4,7 @@ import os
 import sys
 import time
 
+from tether.console import say
 from tether.faults import fault_of
 from tether.link.messages import Fault, Phase
 
@@ -27,8 +28,12 @@ class Steps:
         self._phases: list[Phase] = []
         self.told: tuple[Phase, ...] = ()
         """The phases that were handed out."""
+        self.aloud = False
+        """Whether each step is said on the console when it begins."""
 
     def __call__(self, name: str) -> "Step":
+        if self.aloud:
+            say(f"tether: {name}")
         return Step(name, self._phases)
 
     def add(self, name: str, start_us: int, took_us: int) -> None:

@@ -190,6 +190,13 @@ def test_the_console_is_shown_when_asked_for(vch: Vch, image: str) -> None:
     assert b"--- console ---" in err or b"QEMU: " in err
 
 
+def test_the_console_says_how_far_the_agent_came(vch: Vch, image: str) -> None:
+    run = vch("run", "-D", "--cold", "-u", "nosuch", image, "true")
+    assert run.returncode == 125
+    said = [line.removeprefix("tether: ") for line in run.stderr.decode().splitlines() if line.startswith("tether: ")]
+    assert said[-5:] == ["stack root", "furnish root", "write names", "mount volumes", "configure network"]
+
+
 def test_the_agents_log_is_shown_from_the_level_asked_for(vch: Vch, image: str) -> None:
     info, warning = (vch("run", "--log-level", level, image, "sh", "-c", "exit 3") for level in ("info", "warning"))
     assert (info.returncode, warning.returncode) == (3, 3)
