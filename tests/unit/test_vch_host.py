@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -265,6 +266,15 @@ def test_promises_are_kept_broken_or_late() -> None:
             broken.result(None)
 
 
+@pytest.fixture
+def no_nohup() -> Iterator[None]:
+    """The router leaves a signal alone that was ignored when it came."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("no_nohup")
 def test_signals_before_and_while_the_container_runs() -> None:
     told: list[object] = []
     actions = Actions(
