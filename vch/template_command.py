@@ -115,6 +115,7 @@ def _remove(given: list[Given], rest: list[str], settings: Settings) -> int:
     known = [one.facts.key for one in store.list()]
     if any(truth(one) for one in given):
         _no_words(rest)
+        store.forget()
         chosen = known
     elif rest:
         chosen = [_chosen(known, word) for word in rest]

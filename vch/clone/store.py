@@ -194,6 +194,12 @@ class Store:
         shutil.rmtree(gone, ignore_errors=True)
         return True
 
+    def forget(self) -> None:
+        """Forgets which could not be made, and which would have been of use."""
+        for note in (_FAILED, WANTED):
+            for entry in self.folder.glob(f"{note}*"):
+                entry.unlink(missing_ok=True)
+
     def collect(self) -> None:
         """Removes what killed processes left, and templates that nobody has used for long, or that are too many."""
         for place, one in enumerate(self.list()):
