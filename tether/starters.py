@@ -40,7 +40,7 @@ else:
     import _signal
 
 MOST_STARTERS = 2  # sets of capabilities: that of the spec, and that of an exec which has them all
-PATIENCE_S = 0.02  # what a start takes where the processor is emulated
+PATIENCE_S = 0.2  # ten times what a start takes where the processor is emulated; few ever wait so long in vain
 RECHECK_S = 0.001
 CHILD_S = 5.0  # for a child to be made, which waits for nobody
 CLOSE_S = 1.0  # for a thread to leave the container
@@ -231,15 +231,16 @@ class Starter:
         failure: Exception | None = None
         try:
             account = account_of(self._root, order.process.user, order.process.groups, SMALL_DATABASE)
+            env = environment.merged(order.process.env, self._hostname, False, account.home)
+            look_ahead(order.process, env)
             if order.claim.acquire(False):
-                order.pid = self._start(spawner, order, account)
+                order.pid = self._start(spawner, order, account, env)
         except (OSError, TetherError, ValueError) as error:
             failure = error
         order.finish(failure)
 
-    def _start(self, spawner: ProgramSpawner, order: Order, account: "Account") -> int:
+    def _start(self, spawner: ProgramSpawner, order: Order, account: "Account", env: dict[bytes, bytes]) -> int:
         process = order.process
-        env = environment.merged(process.env, self._hostname, False, account.home)
         hand_over(order.stdio, account, terminal=False)
         if account.groups != self._groups:
             set_groups(account.groups)
@@ -254,3 +255,16 @@ class Starter:
             return spawner.spawn(process.args, env, process.cwd, order.stdio)
         finally:
             set_uid(0, saved=0)
+
+
+def look_ahead(process: "Process", env: dict[bytes, bytes]) -> None:
+    """Raises FileNotFoundError for a start that will fail, or needs its working directory made.
+
+    A start that takes long cannot be left to the fork any more once there is a child; before that it can.
+    """
+    if process.cwd and not os.path.isdir(process.cwd):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), process.cwd)
+    for path in environment.candidates(process.args[0] if process.args else b"", env.get(b"PATH", b"")):
+        if os.access(path, os.X_OK) and not os.path.isdir(path):
+            return
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
