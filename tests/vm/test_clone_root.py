@@ -37,7 +37,7 @@ def test_the_third_run_of_an_image_finds_its_root_and_no_traces_of_others(
     assert all(one == said[0] for one in said), said
     rooted = [one for one in json.loads(vch("template", "ls", "--json").stdout) if one["drives"]]
     assert len(rooted) == 1
-    again = vch("run", "-D", "--read-only", "--tmpfs", "/t", "-v", "kept:/v", image, "sh", "-c",
+    again = vch("run", "-D", "--read-only", "--tmpfs", "/t", "-v", "rooted:/v", image, "sh", "-c",
                 "touch /x 2>&1; touch /t/x /v/x && cat /etc/hostname /proc/mounts")
     assert WITH_ITS_ROOT in again.stderr
     name, *mounts = again.stdout.decode().splitlines()[1:]
