@@ -13,15 +13,15 @@ from pathlib import Path
 from tether.link.messages import Started
 from tether.spec import Identity, Process, Spec, Terminal
 from vch import settings
-from vch.channel import channel
 from vch.disks import DiskSet
-from vch.machine import Machine
+from vch.machine.machine import Machine
+from vch.machine.session import Session, Stdio
+from vch.machine.sinks import Collector
+from vch.options.run_options import parse_run
+from vch.options.spec_plan import IMAGE_SERIAL, TOP_SERIAL, Placement, build_spec
 from vch.prepare import prepare
-from vch.qemu import LinkKind, MachineConfig
-from vch.run_options import parse_run
-from vch.session import Session, Stdio
-from vch.sinks import Collector
-from vch.spec_plan import IMAGE_SERIAL, TOP_SERIAL, Placement, build_spec
+from vch.qemu.channel import channel
+from vch.qemu.config import LinkKind, MachineConfig
 
 RAW_PORT = "org.vch.raw.0"
 MEMORY_MIB = 256

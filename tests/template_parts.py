@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from vch.clone.store import MEMORY, STATE, TOP, Facts, Store, describe_files
-from vch.qemu import Accelerator, BootFiles, Drive, MachineConfig, UserNetwork
+from vch.qemu.config import Accelerator, BootFiles, Drive, MachineConfig, UserNetwork
 
 KEY = "ab" * 16
 

@@ -8,15 +8,15 @@ appliance reads too; and an interpreter that crashes prints where it was (faulth
 import faulthandler
 from time import monotonic_ns
 
-from tether import files, kernelargs, modules, pid1
 from tether.agent import Agent
-from tether.console import CONSOLE, drain, say
 from tether.container import Container
 from tether.faults import fault_of, one_line
 from tether.hostlink import open_link, take_care
 from tether.identity import take_identity
+from tether.kernel import files, kernelargs, modules, pid1
+from tether.kernel.console import CONSOLE, drain, say
+from tether.kernel.power import power_off
 from tether.link.messages import Fault, Goodbye
-from tether.power import power_off
 from tether.steps import StepFailed, Steps
 
 TYPE_CHECKING = False
@@ -79,7 +79,7 @@ class Boot:
         agent.start_primary(container.place, spec)
         container.announce(agent.reactor)
         if modules.carried():
-            from tether.latedrivers import load_late_drivers
+            from tether.kernel.latedrivers import load_late_drivers
 
             load_late_drivers(agent)
 

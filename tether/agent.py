@@ -7,8 +7,9 @@ import os
 import time
 
 from tether import __version__
-from tether.execute import Place
 from tether.faults import TetherError, fault_of
+from tether.kernel.memory import collect_from_now_on
+from tether.kernel.pid1 import CHILD, STOPPING, kernel_release
 from tether.link.endpoint import Endpoint
 from tether.link.events import Aborted, Readable, Requested, Stopped, Writable
 from tether.link.hello import TETHER
@@ -31,10 +32,9 @@ from tether.link.messages import (
 from tether.link.reactor import Reactor
 from tether.link.record import Record
 from tether.link.wire import Wire
-from tether.memory import collect_from_now_on
-from tether.pid1 import CHILD, STOPPING, kernel_release
-from tether.session import Running
-from tether.sessions import Sessions, kill_everybody
+from tether.process.execute import Place
+from tether.process.session import Running
+from tether.process.sessions import Sessions, kill_everybody
 from tether.spec import Spec, Terminal
 from tether.steps import StepFailed, Steps
 
@@ -46,10 +46,10 @@ if TYPE_CHECKING:
     from tether.container import Container
     from tether.hostlink import FixedLine
     from tether.link.events import Event
-    from tether.log import Log
-    from tether.memorywatch import MemoryWatch
+    from tether.requests.log import Log
+    from tether.requests.memorywatch import MemoryWatch
+    from tether.requests.worker import Worker
     from tether.vsockline import VsockLine
-    from tether.worker import Worker
 else:
     import _signal
 
@@ -105,7 +105,7 @@ class Agent:
         assert self._start is not None
         sessions = self._sessions
         if spec.health is not None or spec.restart is not None:
-            from tether.supervise import supervise  # few ask for it
+            from tether.process.supervise import supervise  # few ask for it
 
             supervise(self.reactor, self.endpoint, sessions, place, spec)
         try:
@@ -192,7 +192,7 @@ class Agent:
         try:
             take = self._requests.get(type(message))
             if take is None:
-                from tether.late import take_late
+                from tether.requests.late import take_late
 
                 take_late(self, id, message)
             else:

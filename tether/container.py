@@ -6,22 +6,24 @@ Each function is one step of the boot diagram (tether/__main__.py).
 import errno
 import os
 
-from tether import modules, network, root, volumes
-from tether.console import say
-from tether.execute import Place
 from tether.faults import TetherError, fault_of, one_line
 from tether.groundwork import Groundwork
+from tether.kernel import modules
+from tether.kernel.console import say
+from tether.kernel.syscalls import MNT_DETACH, MS_RDONLY, MS_REMOUNT, mount, umount
+from tether.net import network
+from tether.process.execute import Place
+from tether.process.starters import Starters
+from tether.rootfs import root, volumes
 from tether.spec import Spec
-from tether.starters import Starters
-from tether.syscalls import MNT_DETACH, MS_RDONLY, MS_REMOUNT, mount, umount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tether.freezer import Hold
     from tether.link.reactor import Reactor
-    from tether.livenet import LiveNetwork
+    from tether.net.livenet import LiveNetwork
+    from tether.requests.freezer import Hold
 
 ANNOUNCE_S = 0.1  # after the start: by then the process has been executed
 # For what was written to reach the disks.  With the time to end processes (KILL_S) and to say goodbye (FAREWELL_S) of
@@ -49,7 +51,7 @@ class Container:
         """Writes the files that name things, and shows it what depends on this spec besides."""
         handle, read_only = self.groundwork.handle, self.spec.root.read_only
         if modules.carried():
-            from tether.modulefolder import may_load, show_modules  # late: not every kernel has any
+            from tether.rootfs.modulefolder import may_load, show_modules  # late: not every kernel has any
 
             if may_load(self.spec.process):
                 show_modules(handle)
@@ -65,7 +67,7 @@ class Container:
     def mount_volumes(self) -> None:
         """Mounts tmpfs and volumes, then write-protects the root if the spec says so."""
         if self.spec.tmpfs or self.spec.volumes:
-            from tether import baseline
+            from tether.rootfs import baseline
 
             before = baseline.state()
             volumes.mount_tmpfs(self.groundwork.handle, self.spec.tmpfs)
@@ -84,7 +86,7 @@ class Container:
     def live_network(self, reactor: "Reactor") -> "LiveNetwork":
         """What changes the network from now on; most containers never ask for it."""
         if self._live is None:
-            from tether.livenet import LiveNetwork
+            from tether.net.livenet import LiveNetwork
 
             self._live = LiveNetwork(self.spec.network, reactor, volumes.NAMES)
         return self._live
@@ -95,7 +97,7 @@ class Container:
             reactor.call_later(ANNOUNCE_S, self._announce)
 
     def _announce(self) -> None:
-        from tether.neighbours import announce_all
+        from tether.net.neighbours import announce_all
 
         try:
             announce_all(self.spec.network)
@@ -111,7 +113,7 @@ class Container:
 
     def set_parameters(self) -> None:
         """Sets the kernel parameters of the spec, those of its network interfaces too."""
-        from tether.sysctl import set_parameters  # late: few specs have any
+        from tether.kernel.sysctl import set_parameters  # late: few specs have any
 
         set_parameters(self.spec.sysctls)
 
@@ -121,7 +123,7 @@ class Container:
         hostname = self.spec.network.hostname
         place = Place(root=self.groundwork.handle, devpts=self.groundwork.devpts, hostname=hostname)
         if self.spec.own_pids:
-            from tether.namespaces import PidNamespace  # few ask for it
+            from tether.process.namespaces import PidNamespace  # few ask for it
 
             return place.but(pids=PidNamespace())
         self._starters = Starters(self.groundwork.handle, hostname)
@@ -140,7 +142,7 @@ class Container:
 
     def unmount(self) -> None:
         """Leaves every disk clean, in so much time as there is.  Raises TetherError if that does not suffice."""
-        from tether.deadline import do_within
+        from tether.kernel.deadline import do_within
 
         if self._starters is not None:
             self._starters.close()

@@ -4,10 +4,11 @@ A VM that boots builds the root when its spec has come.  A template of an image 
 (tether/template.py), so its clones have nothing left to do but what is theirs alone.
 """
 
-from tether import furnish, network, root, volumes
 from tether.faults import TetherError
+from tether.net import network
+from tether.process.terminal import open_devpts
+from tether.rootfs import furnish, root, volumes
 from tether.spec import Interface, Root, Spec
-from tether.terminal import open_devpts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -1,18 +1,18 @@
 """Opening the link: to the host by the line that the kernel command line names, or to ourselves.
 
 To ourselves if the kernel command line names a source of the spec; and if it names no line either, the usual one does
-not appear soon, and a spec is where hypervisors leave such things (tether/sources.py).  With an appliance there, none
-of that is looked at.
+not appear soon, and a spec is where hypervisors leave such things (tether/sources/search.py).  With an appliance there,
+none of that is looked at.
 
 A line lasts as long as the VM.  That of a virtio-serial port or a UART is a descriptor that stays good when the host
 goes away and comes back; that of vsock (tether/vsockline.py) is got anew each time.
 """
 
 from tether.faults import TetherError
-from tether.kernelargs import DEFAULT_LINK, UART, VIRTIO, KernelArguments
+from tether.kernel.kernelargs import DEFAULT_LINK, UART, VIRTIO, KernelArguments
+from tether.kernel.uevents import DEADLINE_S, wait_for
 from tether.link.errors import TransportError
 from tether.link.transport import Transport
-from tether.uevents import DEADLINE_S, wait_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def open_link(arguments: KernelArguments) -> "tuple[FixedLine | VsockLine, Trans
             try:
                 return FixedLine(_await(what, lambda: open_virtio_port(address), LOOK_AFTER_S)), None
             except TetherError:
-                from tether.sources import there_is_one
+                from tether.sources.search import there_is_one
 
                 if there_is_one():
                     return _to_ourselves()
@@ -71,13 +71,13 @@ def open_link(arguments: KernelArguments) -> "tuple[FixedLine | VsockLine, Trans
 
 def take_care(reactor: "Reactor", far_end: Transport, source: str) -> None:
     """Has the other end of a link to ourselves do the appliance's part.  Raises TetherError for a bad spec."""
-    from tether.alone import Caretaker, find_spec
+    from tether.sources.alone import Caretaker, find_spec
 
     Caretaker(reactor, far_end, find_spec(source))  # the reactor keeps it
 
 
 def _to_ourselves() -> "tuple[FixedLine, Transport]":
-    from tether.alone import link_to_self
+    from tether.sources.alone import link_to_self
 
     near, far = link_to_self()
     return FixedLine(near), far

@@ -52,6 +52,14 @@ class BootImage:
         name = module.__name__
         exec(self._start.pop(name)[0] if name in self._start else self._late_code(name), module.__dict__)
 
+    def import_late(self, but: "tuple[str, ...]") -> None:
+        """Imports all late modules, `but` those whose names begin so, which then can no longer be imported: the file
+        is memory, and is given back."""
+        for name in self._late:
+            if not name.startswith(but):
+                __import__(name)
+        posix.unlink(LATE_MODULES)
+
     def _late_code(self, name: str) -> "CodeType":
         import zlib
 

@@ -100,7 +100,7 @@ class Interface(Record):
     `dhcp` asks a DHCPv4 server for an address, routes, name servers and search domains; what stands here counts more.
     `check_duplicates` lets the kernel ask whether another machine has an IPv6 address before it is used (RFC 4862).
     `announce` tells the neighbours, right after the start, that these addresses are here now.
-    `firewall` is a level of tether/firewall.py; `published` are ports ("80/tcp"), `peers` networks that it speaks of.
+    `firewall` is a level of tether/net/firewall.py; `published` are ports ("80/tcp"), `peers` networks it speaks of.
     `found_as`: the MAC address that it has until it is given `mac`; a clone's NIC has its template's.
     """
 

@@ -4,8 +4,8 @@ import os
 import sys
 import time
 
-from tether.console import say
 from tether.faults import fault_of
+from tether.kernel.console import say
 from tether.link.messages import Fault, Phase
 
 TYPE_CHECKING = False

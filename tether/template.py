@@ -16,17 +16,18 @@ import stat
 import sys
 from contextlib import suppress
 
-from tether import files
 from tether.faults import TetherError
 from tether.groundwork import Groundwork
 from tether.hostlink import FixedLine
 from tether.identity import take_identity
-from tether.inside import open_inside
+from tether.kernel import files
 from tether.link.errors import LinkError
 from tether.link.waking import HEADER_BYTES, WAITING, Prepare, Wake, body_length, unpack
+from tether.rootfs.inside import open_inside
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from tether.init import BootImage
     from tether.steps import Steps
     from tether.vsockline import VsockLine
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 READ_EARLY = (b"/etc/passwd", b"/etc/group", b"/bin/sh", b"/lib64/ld-linux-x86-64.so.2",
               b"/lib/x86_64-linux-gnu/libc.so.6", b"/lib/ld-musl-x86_64.so.1")
 READ_BYTES = 4 << 20  # of each: the largest, glibc, has 2 MB
-NOT_WARMED = ("tether.__main__", "tether.alone", "tether.medium", "tether.vsockline")  # not for a VM that is cloned
+NOT_WARMED = ("tether.__main__", "tether.sources", "tether.vsockline")  # and below: not for a VM that is cloned
 
 
 def be_cloned(line: "FixedLine | VsockLine", steps: "Steps") -> Groundwork | None:
@@ -74,10 +75,9 @@ def read_early(root: int) -> None:
 
 
 def warm_up() -> None:
-    """Imports whatever the agent may ever need, does once what it will do, and tidies up."""
-    for name in _modules():
-        if name not in NOT_WARMED:
-            __import__(name)
+    """Imports whatever a clone may ever need, does once what it will do, and tidies up."""
+    boot_image: BootImage = sys.meta_path[0]  # type: ignore[assignment]  # /init has put it there
+    boot_image.import_late(NOT_WARMED)
     _rehearse()
     gc.collect()
     gc.freeze()
@@ -106,16 +106,6 @@ def _read(port: int, count: int) -> bytes:
         except BlockingIOError:
             continue
     return data
-
-
-def _modules() -> list[str]:
-    """Every module of the agent that is in the boot image."""
-    found = []
-    for place in sys.modules["tether"].__path__:
-        for folder, package in ((place, "tether"), (f"{place}/link", "tether.link")):
-            found += [f"{package}.{name.partition('.')[0]}" for name in sorted(os.listdir(folder))
-                      if name.endswith((".py", ".pyc")) and not name.startswith("__")]
-    return found
 
 
 def _rehearse() -> None:

@@ -4,12 +4,12 @@ Imported late: only VMs whose link it is need it.  Nothing here blocks: the boot
 what tether has to say waits in the endpoint's rings.
 """
 
-from tether.console import say
 from tether.faults import TetherError
+from tether.kernel.console import say
+from tether.kernel.modules import load_on_demand
 from tether.link import transport_vsock
 from tether.link.errors import TransportError
 from tether.link.limits import PORT
-from tether.modules import load_on_demand
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

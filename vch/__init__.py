@@ -24,16 +24,16 @@ if TYPE_CHECKING:
         OperationError,
         UsageError,
     )
-    from vch.files import Change, ChangeKind
+    from vch.machine.files import Change, ChangeKind
+    from vch.machine.session import Session, Stdio
     from vch.pool import Pool
     from vch.program import Completed, ProgramFailedError
     from vch.sandbox import Machine
-    from vch.session import Session, Stdio
 
 _HOMES = {
     "BootError": "errors",
-    "Change": "files",
-    "ChangeKind": "files",
+    "Change": "machine.files",
+    "ChangeKind": "machine.files",
     "Completed": "program",
     "DeadlineError": "errors",
     "GuestError": "errors",
@@ -44,8 +44,8 @@ _HOMES = {
     "OperationError": "errors",
     "Pool": "pool",
     "ProgramFailedError": "program",
-    "Session": "session",
-    "Stdio": "session",
+    "Session": "machine.session",
+    "Stdio": "machine.session",
     "UsageError": "errors",
 }
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from imagebuild.disk import vmdk
 from vch.errors import HostError
 from vch.locks import NameLock
-from vch.qemu import Drive
+from vch.qemu.config import Drive
 
 SECTOR = 512
 MIB = 1 << 20

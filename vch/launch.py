@@ -14,12 +14,8 @@ from vch.clone.origin import Cloning
 from vch.clone.store import Store
 from vch.disks import DiskSet
 from vch.errors import UsageError
-from vch.ports import Published, check_free
-from vch.prepare import Prepared
-from vch.qemu import TEMPLATE_MAC, MachineConfig, UserNetwork
-from vch.run_options import RunOptions
-from vch.settings import LEAST_MEMORY, MIB, Settings
-from vch.spec_plan import (
+from vch.options.run_options import RunOptions
+from vch.options.spec_plan import (
     IMAGE_SERIAL,
     TOP_SERIAL,
     VOLUME_SERIAL,
@@ -31,7 +27,11 @@ from vch.spec_plan import (
     user_addresses,
     volume_mounts,
 )
-from vch.user_network import host_has_ipv6
+from vch.ports import Published, check_free
+from vch.prepare import Prepared
+from vch.qemu.config import TEMPLATE_MAC, MachineConfig, UserNetwork
+from vch.qemu.user_network import host_has_ipv6
+from vch.settings import LEAST_MEMORY, MIB, Settings
 
 RESOLV_CONF = "/etc/resolv.conf"
 ID_BYTES = 32  # of a container's ID, as Docker's

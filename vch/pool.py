@@ -26,8 +26,8 @@ from types import TracebackType
 from vch.clone.key import growable, smaller
 from vch.clone.origin import Cloning
 from vch.errors import OperationError
-from vch.machine import Machine
-from vch.qemu import MachineConfig
+from vch.machine.machine import Machine
+from vch.qemu.config import MachineConfig
 
 DEFAULT_WARM = 1
 REFILL_SECONDS = 1.0  # after a machine was taken; what it was taken for starts within less, emulated too

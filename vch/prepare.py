@@ -15,11 +15,11 @@ from imagebuild.boot.kernel import choose as choose_kernel
 from imagebuild.store.store import Store
 from imagebuild.transfer.pulling import PullPolicy, pull
 from tether.spec import Verity
-from vch import accel
-from vch.boot_plan import boot_files, find_firmware, kernel_arguments
+from vch.options.run_options import RunOptions
 from vch.pull_view import PullView
-from vch.qemu import BootFiles
-from vch.run_options import RunOptions
+from vch.qemu import accel
+from vch.qemu.boot_plan import boot_files, find_firmware, kernel_arguments
+from vch.qemu.config import BootFiles
 from vch.settings import MIB, Settings, registry_settings
 
 if TYPE_CHECKING:

@@ -20,18 +20,19 @@ from typing import TYPE_CHECKING, TypedDict, cast
 from tether.link.late_messages import Stats, Top
 from tether.link.messages import PRIMARY, Resize, Signal
 from tether.spec import Identity, Process, Spec, Terminal
-from vch import files, machine, values
 from vch import settings as settings_module
 from vch.errors import DeadlineError, UsageError
-from vch.files import AnyPath, Change
 from vch.launch import Launch, check, new_id
 from vch.locks import NameLock
+from vch.machine import files, machine
+from vch.machine.files import AnyPath, Change
+from vch.machine.session import Session, Stdio
+from vch.machine.sinks import Collector
+from vch.options import values
+from vch.options.run_options import FLAGS, RunOptions, parse_run
+from vch.options.spec_plan import build_spec
 from vch.prepare import prepare
 from vch.program import Completed, ProgramFailedError
-from vch.run_options import FLAGS, RunOptions, parse_run
-from vch.session import Session, Stdio
-from vch.sinks import Collector
-from vch.spec_plan import build_spec
 
 if TYPE_CHECKING:
     from typing import Unpack

@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from imagebuild import home
-from vch import values
 from vch.errors import SettingsError
-from vch.qemu import PROGRAM, LinkKind
+from vch.options import values
+from vch.qemu.config import PROGRAM, LinkKind
 
 if TYPE_CHECKING:
     from imagebuild.registry.settings import RegistrySettings

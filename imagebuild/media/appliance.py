@@ -30,7 +30,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from tether.container import Container
 from tether.faults import TetherError
-from tether.specfile import parse_spec
+from tether.sources.specfile import parse_spec
 try:
     Container(parse_spec(sys.stdin.buffer.read(), sys.argv[2]))
 except TetherError as error:

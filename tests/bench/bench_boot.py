@@ -19,9 +19,10 @@ from imagebuild.store.store import Store
 from imagebuild.transfer.pulling import PullPolicy, pull
 from tests.bench.boot_memory import MEASURED_MIB, least_memory, memory_lost
 from tests.bench.measure import RUN_SECONDS, Report, Row, Sample, alternate, cpu_of, ratio, run_command
-from vch import accel, qemu
-from vch.boot_plan import boot_files, find_firmware, kernel_arguments
 from vch.disks import DiskSet
+from vch.qemu import accel
+from vch.qemu import config as qemu
+from vch.qemu.boot_plan import boot_files, find_firmware, kernel_arguments
 from vch.settings import DEFAULT_CPUS, DEFAULT_MEMORY, DISK_SIZE, MIB
 
 ROOT = Path(__file__).parents[2]

@@ -21,10 +21,10 @@ from tests.bench.measure import RUN_SECONDS, Report, Row, Sample, alternate
 from vch import settings
 from vch.clone.store import WANTED
 from vch.launch import Launch, new_id
-from vch.machine import Machine
+from vch.machine.machine import Machine
+from vch.options.run_options import parse_run
 from vch.prepare import prepare
-from vch.qemu import MachineConfig
-from vch.run_options import parse_run
+from vch.qemu.config import MachineConfig
 
 VCH = Path(__file__).parents[2] / ".venv/bin/vch"
 KERNELS = ("debian-cloud", "pico")

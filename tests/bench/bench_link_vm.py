@@ -22,9 +22,9 @@ from imagebuild.demo import write_demo
 from tests.bench.measure import Report
 from tests.link_machine import MIB, PROGRAM, RAW_DEVICE, WAIT_SECONDS, LinkMachine, link_machine
 from tether.link.messages import Resize, Signal
-from vch.qemu import LinkKind
-from vch.session import Stdio
-from vch.sinks import Collector
+from vch.machine.session import Stdio
+from vch.machine.sinks import Collector
+from vch.qemu.config import LinkKind
 
 BLOCK = 64 << 10
 # So much takes a few seconds on an emulated machine; a UART carries a thousandth.

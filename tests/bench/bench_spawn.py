@@ -16,9 +16,9 @@ from pathlib import Path
 
 from tests.bench.measure import RUN_SECONDS, Report
 from tests.vm.harness import Container, container
-from vch import accel
-from vch.process_values import DEFAULT_CAPABILITIES
-from vch.session import Stdio
+from vch.machine.session import Stdio
+from vch.options.process_values import DEFAULT_CAPABILITIES
+from vch.qemu import accel
 
 FLOOR_SOURCE = Path(__file__).with_name("floor_spawn.c")
 PROGRAM = "/bin/true"

@@ -14,7 +14,12 @@ TRY_SECONDS = 60
 MEASURED_MIB = 128
 
 # `vch run` refuses what is surely too little; here that is the question.
-_WITHOUT_LIMIT = "import sys, vch.launch; vch.launch.LEAST_MEMORY = 0; from vch.cli import main; sys.exit(main())"
+_WITHOUT_LIMIT = """
+import sys, vch.launch
+from vch.command.cli import main
+vch.launch.LEAST_MEMORY = 0
+sys.exit(main())
+"""
 
 
 def lost_kib(meminfo: str, memory_mib: int) -> tuple[int, int]:

@@ -11,10 +11,10 @@ import pytest
 
 from tether.link.messages import Phase, Ready, Started
 from tether.steps import Steps, now_us
-from vch.bootchart import Moments, Part, guest_zero, spans, table, totals, zero_of_pong
-from vch.bootchart_svg import TICKS, svg, tick_ms
+from vch.command.bootchart import Moments, Part, guest_zero, spans, table, totals, zero_of_pong
+from vch.command.bootchart_svg import TICKS, svg, tick_ms
+from vch.command.profile import Profile
 from vch.errors import MachineError
-from vch.profile import Profile
 
 PHASES = (
     Phase(name="start interpreter", start_us=500_000, took_us=100_000),

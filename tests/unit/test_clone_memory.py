@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.template_parts import a_machine, put
-from tether.derived import scaled
+from tether.kernel.derived import scaled
 from vch.clone.key import GROWS_TO_MIB, clone_of, growable, key_of, smaller, template_of
 from vch.clone.origin import Cloning
 from vch.clone.store import Store
 from vch.pool import Pool
-from vch.qemu import Channels, Frozen, LinkKind, MachineConfig, command_line
+from vch.qemu.config import Channels, Frozen, LinkKind, MachineConfig, command_line
 
 CHANNELS = Channels(qmp=3, link=4, console=5)
 FROZEN = Frozen(7, 8)

@@ -20,8 +20,8 @@ from vch.clone.key import clone_of, grown_of, rooted_key, template_of
 from vch.clone.store import TOP, Store
 from vch.clone.top import clear_top, copy_sparse, take_top
 from vch.disks import MIB, DiskSet
-from vch.qemu import TEMPLATE_MAC, Channels, Drive, Frozen, MachineConfig, command_line
-from vch.spec_plan import root_of
+from vch.options.spec_plan import root_of
+from vch.qemu.config import TEMPLATE_MAC, Channels, Drive, Frozen, MachineConfig, command_line
 
 ROOT = root_of(4, ())
 NIC = Interface(mac=TEMPLATE_MAC, addresses=("10.0.2.15/24",), gateway4="10.0.2.2")

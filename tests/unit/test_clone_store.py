@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.template_parts import KEY, a_machine, put
-from tether.kernelargs import parse
+from tether.kernel.kernelargs import parse
 from tether.link import waking
 from tether.link.errors import LinkError
 from tether.link.waking import Wake
@@ -25,7 +25,7 @@ from vch.clone.origin import Cloning
 from vch.clone.store import MEMORY, RECORD, STATE, Store
 from vch.errors import BootError, HostError
 from vch.ports import Published
-from vch.qemu import (
+from vch.qemu.config import (
     TEMPLATE_MAC,
     Accelerator,
     Channels,

@@ -70,6 +70,17 @@ def test_image_building_knows_nothing_of_machines(path: Path) -> None:
     assert not {_top(name) for name in _imports(path)} & {"tether", "vch"}
 
 
+@pytest.mark.parametrize("path", _sources("vch/qemu"), ids=str)
+def test_the_hypervisor_is_below_machines(path: Path) -> None:
+    above = ("vch.machine", "vch.clone", "vch.options", "vch.command")
+    assert not {name for name in _imports(path) if name.startswith(above)}
+
+
+@pytest.mark.parametrize("path", [path for path in _sources("vch") if path.parent.name != "command"], ids=str)
+def test_nothing_below_knows_the_command_line(path: Path) -> None:
+    assert not {name for name in _imports(path) if name.startswith("vch.command")}
+
+
 @pytest.mark.parametrize("path", _sources("vch"), ids=str)
 def test_the_appliance_knows_the_link_and_the_spec_of_the_agent(path: Path) -> None:
     of_the_agent = {name for name in _imports(path) if _top(name) == "tether"}

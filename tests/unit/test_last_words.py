@@ -6,7 +6,7 @@ import pytest
 
 from tether.link.lastwords import LONGEST_TEXT, MARK, read_last_words, write_last_words
 from tether.link.messages import Fault, Goodbye
-from vch.init_death import init_death
+from vch.machine.init_death import init_death
 
 GOODBYE = Goodbye(reason="it failed", fault=Fault(step="stack root", object="overlay", text="no", errno="EIO"))
 

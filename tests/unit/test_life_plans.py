@@ -11,18 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from tether.clock import STEP_BACK_NS, STEP_FORWARD_NS, must_step
-from tether.deadline import do_within
-from tether.detach import place_of_device
 from tether.faults import TetherError
-from tether.hotplug import blocks_wanted, count_of, total_kib
-from tether.latedrivers import pressed
+from tether.kernel.clock import STEP_BACK_NS, STEP_FORWARD_NS, must_step
+from tether.kernel.deadline import do_within
+from tether.kernel.latedrivers import pressed
 from tether.link.late_messages import UseHardware
-from tether.modulefolder import dependencies, may_load
+from tether.requests.detach import place_of_device
+from tether.requests.hotplug import blocks_wanted, count_of, total_kib
+from tether.rootfs.modulefolder import dependencies, may_load
 from tether.spec import Process
 from vch.clone.key import fits
-from vch.keep_clock import is_wrong
-from vch.qemu import Accelerator, BootFiles, Channels, MachineConfig, command_line
+from vch.machine.keep_clock import is_wrong
+from vch.qemu.config import Accelerator, BootFiles, Channels, MachineConfig, command_line
 
 MIB = 1 << 20
 CONFIG = MachineConfig("a", Accelerator.TCG, 256, 2, BootFiles(Path("/k"), None, ()))

@@ -24,7 +24,7 @@ from imagebuild.media.iso import Content, plan_iso
 from imagebuild.media.ova import DISK_ALIGNMENT, Drive, Firmware, Machine, manifest
 from tests.judges import needs_tool
 from tests.media_parts import EPOCH, recipe
-from tether.guestinfo import ovf_property
+from tether.sources.guestinfo import ovf_property
 
 OVF = "{http://schemas.dmtf.org/ovf/envelope/1}"
 RASD = "{http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_ResourceAllocationSettingData}"

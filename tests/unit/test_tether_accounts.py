@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tether.accounts import Account, resolve
 from tether.faults import TetherError
+from tether.process.accounts import Account, resolve
 
 PASSWD = b"""root:x:0:0:root:/root:/bin/sh
 # a comment

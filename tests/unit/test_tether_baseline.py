@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tether import baseline
+from tether.rootfs import baseline
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tether import dhcpwire
-from tether.checksum import checksum
-from tether.dhcp import (
+from tether.net import dhcpwire
+from tether.net.checksum import checksum
+from tether.net.dhcp import (
     NAK_PAUSE_S,
     NEVER,
     Asking,
@@ -27,12 +27,12 @@ from tether.dhcp import (
     Renewing,
     Send,
 )
-from tether.dhcpwire import ACK, DISCOVER, NAK, OFFER, RELEASE, REQUEST, Message
-from tether.lease import Lease, read_lease, requests_for
+from tether.net.dhcpwire import ACK, DISCOVER, NAK, OFFER, RELEASE, REQUEST, Message
+from tether.net.lease import Lease, read_lease, requests_for
 from tether.spec import Interface, Route
 
 if TYPE_CHECKING:
-    from tether.dhcp import Action
+    from tether.net.dhcp import Action
 
 MAC = bytes.fromhex("020000000001")
 SERVER, OTHER = "10.0.0.1", "10.0.0.2"

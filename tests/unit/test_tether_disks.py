@@ -3,7 +3,7 @@
 import socket
 from pathlib import Path
 
-from tether.disks import opens
+from tether.rootfs.disks import opens
 
 
 def test_a_node_without_its_device_is_not_there_yet(tmp_path: Path) -> None:

@@ -6,12 +6,12 @@ from typing import cast
 
 import pytest
 
-from tether.facts import block_use, cpu_use, interface_use, memory_use
+from tether.kernel.mounts import Mounted, parse_mounts
 from tether.link.late_messages import BlockUse, CpuUse, InterfaceUse, OutOfMemory
 from tether.link.stream import Stream
-from tether.log import DEBUG, INFO, WARNING, Log
-from tether.memorywatch import parse_available, parse_kill
-from tether.mounts import Mounted, parse_mounts
+from tether.requests.facts import block_use, cpu_use, interface_use, memory_use
+from tether.requests.log import DEBUG, INFO, WARNING, Log
+from tether.requests.memorywatch import parse_available, parse_kill
 
 STAT = """cpu  100 20 30 400 50 6 7 8 0 0
 cpu0 50 10 15 200 25 3 3 4 0 0

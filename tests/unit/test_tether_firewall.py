@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tether import firewall, nftables
 from tether.faults import TetherError
+from tether.net import firewall, nftables
 from tether.spec import Interface
 
 NIC = Interface(mac="02:00:00:00:00:01", published=("80/tcp", "53/udp"), peers=("10.1.2.3/16", "fd00::5/64"))

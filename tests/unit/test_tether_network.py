@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tether import duplicates, names, rename
-from tether.checksum import checksum
 from tether.faults import TetherError
-from tether.neighbours import frame
+from tether.net import duplicates, names, rename
+from tether.net.checksum import checksum
+from tether.net.neighbours import frame
 from tether.spec import Host, Interface, Network
 
 MAC = bytes.fromhex("0200000000fe")

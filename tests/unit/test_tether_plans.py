@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from tether import environment, kernelargs, names, pump, root, volumes
-from tether.disks import BlockDevice, inventory, matching, partition_name, serial_of_vpd
 from tether.faults import TetherError, fault_of, one_line
-from tether.labels import label_of
+from tether.kernel import kernelargs
+from tether.kernel.memory import parse_oom_kills
+from tether.kernel.modules import parse_demand
+from tether.kernel.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY
+from tether.kernel.sysctl import parameter_path
 from tether.link.messages import Exited, Fault, Signalled
-from tether.memory import parse_oom_kills
-from tether.modules import parse_demand
-from tether.session import state_of
+from tether.net import names
+from tether.process import environment, pump
+from tether.process.session import state_of
+from tether.rootfs import root, volumes
+from tether.rootfs.disks import BlockDevice, inventory, matching, partition_name, serial_of_vpd
+from tether.rootfs.labels import label_of
+from tether.rootfs.verity import verity_table
 from tether.spec import Disk, Host, Interface, Layer, Network, Root, Tmpfs, Verity
-from tether.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY
-from tether.sysctl import parameter_path
-from tether.verity import verity_table
 
 
 def _layers(count: int) -> tuple[Layer, ...]:

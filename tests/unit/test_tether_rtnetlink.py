@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
-from tether import network, rtnetlink, rtundo
 from tether.faults import TetherError
+from tether.net import network, rtnetlink, rtundo
 from tether.spec import Route
 
 

@@ -11,13 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tether import alone, backdoor, guestinfo, hostlink, medium, sources
+from tether import hostlink
 from tether.faults import TetherError
-from tether.guestinfo import ovf_property, read_guestinfo
-from tether.kernelargs import KernelArguments
+from tether.kernel.kernelargs import KernelArguments
 from tether.link.transport import Transport
-from tether.sources import each, oem_value
-from tether.specfile import parse_spec
+from tether.sources import alone, backdoor, guestinfo, medium
+from tether.sources import search as sources
+from tether.sources.guestinfo import ovf_property, read_guestinfo
+from tether.sources.search import each, oem_value
+from tether.sources.specfile import parse_spec
 
 SPEC = b'{"id": "x", "root": {"layers": []}, "network": {"hostname": "h"}, "process": {"args": ["true"]}}'
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tether.process.starters import look_ahead
 from tether.spec import Process
-from tether.starters import look_ahead
 
 
 @pytest.fixture

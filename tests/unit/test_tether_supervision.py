@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from tether.health import KEPT, Verdict
 from tether.link.errors import CongestedError
 from tether.link.late_messages import HEALTHY, STARTING, UNHEALTHY, Probe, Restarting
 from tether.link.messages import Exited, Signalled
-from tether.restarts import LONGEST_MS, Restarts
+from tether.process.health import KEPT, Verdict
+from tether.process.restarts import LONGEST_MS, Restarts
+from tether.process.told import LatestEvent
 from tether.spec import HealthCheck, Restart
-from tether.told import LatestEvent
 
 FAILED, DONE = Exited(code=3), Exited(code=0)
 

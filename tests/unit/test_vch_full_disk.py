@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 
 from tether.link.reactor import Reactor
-from vch import full_disk
 from vch.errors import MachineLostError
-from vch.full_disk import FullDisk
-from vch.qmp import QmpEvent
+from vch.qemu import full_disk
+from vch.qemu.full_disk import FullDisk
+from vch.qemu.qmp import QmpEvent
 
 NO_ROOM = QmpEvent("BLOCK_IO_ERROR", {"action": "stop", "node-name": "drive1", "nospace": True, "reason": "No space"})
 

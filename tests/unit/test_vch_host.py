@@ -14,16 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from vch import accel, doctor, settings
+from vch import settings
+from vch.command import doctor
+from vch.command.signals import Actions, Interrupted, SignalRouter
 from vch.disks import CONTENT, DESCRIPTOR, DiskSet
 from vch.errors import DeadlineError, HostError, SettingsError
 from vch.locks import NameLock
 from vch.ports import Published, check_free, describe_chosen
 from vch.promise import Promise
-from vch.qemu import Accelerator
-from vch.qemu_process import QemuProcess
-from vch.qmp import Qmp, QmpAnswer, QmpEvent, QmpProtocolError
-from vch.signals import Actions, Interrupted, SignalRouter
+from vch.qemu import accel
+from vch.qemu.config import Accelerator
+from vch.qemu.process import QemuProcess
+from vch.qemu.qmp import Qmp, QmpAnswer, QmpEvent, QmpProtocolError
 
 MIB = 1 << 20
 
@@ -207,7 +209,7 @@ def test_the_user_and_the_host_can_spare_the_probe(
 
 def test_qemu_dies_with_the_thread_that_started_it(tmp_path: Path) -> None:
     program = fake_qemu(tmp_path, "exec sleep 60")
-    code = f"from vch.qemu_process import QemuProcess; import os\n" \
+    code = f"from vch.qemu.process import QemuProcess; import os\n" \
            f"print(QemuProcess([{program!r}], ()).pid, flush=True); os.kill(os.getpid(), 9)"
     told = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, timeout=100, check=False).stdout
     deadline = time.monotonic() + 60
@@ -310,7 +312,7 @@ def test_the_doctor_reads_what_the_host_says(tmp_path: Path, monkeypatch: pytest
 
 def test_importing_vch_is_cheap() -> None:
     """What only registries, tables and asyncio need must not be loaded on the way to a machine."""
-    needed = "vch.run, vch.cli, imagebuild.transfer.fetch, imagebuild.sources.open_source"
+    needed = "vch.command.run, vch.command.cli, imagebuild.transfer.fetch, imagebuild.sources.open_source"
     code = f"import sys, {needed}; print(' '.join(sys.modules))"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert not {"requests", "rich", "asyncio", "urllib3", "ssl", "tomllib"} & set(told.stdout.split())

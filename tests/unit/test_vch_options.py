@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given as given_by
 from hypothesis import strategies as st
 
-from vch import pflag
 from vch.errors import UsageError
+from vch.options import pflag
+from vch.options.run_options import FLAGS, RunOptions, parse_run
+from vch.options.values import TmpfsMount, VolumeMount
 from vch.ports import Published
-from vch.run_options import FLAGS, RunOptions, parse_run
-from vch.values import TmpfsMount, VolumeMount
 
 HOST = {"HOME": "/home/me", "EMPTY": ""}
 

@@ -10,16 +10,16 @@ import pytest
 
 from imagebuild.boot.kernel_cache import Kernel
 from tether.link.messages import Ended, Exited, Fault, Goodbye, Signalled
-from vch import qemu
-from vch.boot_plan import boot_files, kernel_arguments
-from vch.console import Console
+from vch.command.run import exit_code_of
 from vch.errors import BootError, GuestError, MachineLostError
-from vch.explain import Evidence, Stage, explain, is_missing_command
+from vch.machine.explain import Evidence, Stage, explain, is_missing_command
+from vch.machine.session import exit_code
 from vch.ports import Published
-from vch.qemu import Accelerator, BootFiles, Channels, Drive, MachineConfig, UserNetwork
-from vch.qemu_process import Ended as QemuEnded
-from vch.run import exit_code_of
-from vch.session import exit_code
+from vch.qemu import config as qemu
+from vch.qemu.boot_plan import boot_files, kernel_arguments
+from vch.qemu.config import Accelerator, BootFiles, Channels, Drive, MachineConfig, UserNetwork
+from vch.qemu.console import Console
+from vch.qemu.process import Ended as QemuEnded
 
 CHANNELS = Channels(qmp=10, link=11, console=12)
 CONFIG = MachineConfig(

@@ -10,9 +10,9 @@ import pytest
 from imagebuild.oci.imageconfig import Healthcheck, RunConfig
 from tether.spec import CAPABILITIES, HealthCheck, Identity, Limit, Restart
 from vch.errors import UsageError
-from vch.process_values import DEFAULT_CAPABILITIES, parse_duration
-from vch.run_options import RunOptions, parse_run
-from vch.spec_plan import Placement, build_spec, health_check
+from vch.options.process_values import DEFAULT_CAPABILITIES, parse_duration
+from vch.options.run_options import RunOptions, parse_run
+from vch.options.spec_plan import Placement, build_spec, health_check
 
 IMAGE = RunConfig(env=(), entrypoint=None, cmd=("sh",), user="", working_dir="", stop_signal="", volumes=(),
                   exposed_ports=(), labels={}, healthcheck=None, shell=None)

@@ -19,8 +19,8 @@ from tests.link_pair import Pair
 from tether.link.events import Readable, Stopped, Writable
 from tether.link.hello import APPLIANCE
 from tether.link.reactor import Reactor
-from vch.pumps import InputPump, OutputPump
-from vch.sinks import Collector, SinkClosedError, open_sink
+from vch.machine.pumps import InputPump, OutputPump
+from vch.machine.sinks import Collector, SinkClosedError, open_sink
 
 NUMBER = 17
 BIG = hashlib.shake_128(b"pumps").digest(3_000_000)

@@ -7,8 +7,8 @@ import pytest
 from imagebuild.oci.imageconfig import RunConfig
 from tether.spec import Host, Identity, Spec, Terminal, Verity
 from vch.errors import UsageError
-from vch.run_options import parse_run
-from vch.spec_plan import Placement, Resolver, build_spec, merge_env, parse_resolver, volume_mounts
+from vch.options.run_options import parse_run
+from vch.options.spec_plan import Placement, Resolver, build_spec, merge_env, parse_resolver, volume_mounts
 
 IMAGE = RunConfig(
     env=("PATH=/bin", "A=1", "B=2"),

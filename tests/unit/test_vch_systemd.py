@@ -7,9 +7,9 @@ import pytest
 from imagebuild.oci.imageconfig import RunConfig
 from tether.spec import Identity, Spec
 from vch.errors import UsageError
-from vch.run_options import parse_run
-from vch.spec_plan import Placement, build_spec, volume_mounts
-from vch.systemd_mode import is_init
+from vch.options.run_options import parse_run
+from vch.options.spec_plan import Placement, build_spec, volume_mounts
+from vch.options.systemd_mode import is_init
 
 IMAGE = RunConfig(env=("PATH=/bin",), entrypoint=None, cmd=("/sbin/init",), user="", working_dir="", stop_signal="",
                   volumes=(), exposed_ports=(), labels={}, healthcheck=None, shell=None)

@@ -5,9 +5,9 @@ import pytest
 from imagebuild.oci.imageconfig import RunConfig
 from tether.spec import Host, Identity, Interface, Network
 from vch.errors import UsageError
-from vch.run_options import parse_run
-from vch.spec_plan import Placement, build_spec, user_addresses
-from vch.user_network import DEFAULT_IPV6, addresses, family, has_default_route, netdev_words
+from vch.options.run_options import parse_run
+from vch.options.spec_plan import Placement, build_spec, user_addresses
+from vch.qemu.user_network import DEFAULT_IPV6, addresses, family, has_default_route, netdev_words
 
 MAC = "02:00:00:00:00:01"
 IMAGE = RunConfig(env=(), entrypoint=None, cmd=("serve",), user="", working_dir="", stop_signal="", volumes=(),

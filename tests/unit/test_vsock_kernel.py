@@ -15,9 +15,9 @@ from tether.link.endpoint import Endpoint
 from tether.link.hello import APPLIANCE
 from tether.link.reactor import Reactor
 from tether.link.wire import Wire
-from vch import qemu
 from vch.errors import HostError
-from vch.qemu import Accelerator, BootFiles, Channels, KernelVsock, LinkKind, MachineConfig
+from vch.qemu import config as qemu
+from vch.qemu.config import Accelerator, BootFiles, Channels, KernelVsock, LinkKind, MachineConfig
 from vch.vsock.kernel import HeldVsock, KernelLine, claim_cid, open_kernel_vsock
 
 CONFIG = MachineConfig(name="m", accelerator=Accelerator.TCG, memory_mib=256, cpus=1,

@@ -20,8 +20,8 @@ from tether.link.messages import Ping, Pong
 from tether.link.reactor import Reactor
 from tether.link.transport import of_fd
 from tether.link.wire import Wire
-from vch.driver import void
-from vch.host_line import HostLine
+from vch.machine.driver import void
+from vch.machine.host_line import HostLine
 from vch.vspc.concentrator import Concentrator
 
 

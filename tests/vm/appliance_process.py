@@ -26,7 +26,7 @@ from tether.link.messages import PRIMARY, Fault, Start, stdin_of, stdout_of
 from tether.link.reactor import Reactor
 from tether.link.record import decode
 from tether.link.wire import Wire
-from vch.host_line import DialledLine
+from vch.machine.host_line import DialledLine
 
 BLOCK = 64 << 10
 SECONDS = 200.0

@@ -17,13 +17,13 @@ from vch import settings
 from vch.clone.origin import Cloning
 from vch.clone.store import Store
 from vch.disks import DiskSet
-from vch.machine import Machine
+from vch.machine.machine import Machine
+from vch.machine.session import Session, Stdio
+from vch.machine.sinks import Collector
+from vch.options.run_options import RunOptions, parse_run
+from vch.options.spec_plan import IMAGE_SERIAL, TOP_SERIAL, VOLUME_SERIAL, Placement, build_spec, volume_mounts
 from vch.prepare import prepare
-from vch.qemu import Drive, MachineConfig, UserNetwork
-from vch.run_options import RunOptions, parse_run
-from vch.session import Session, Stdio
-from vch.sinks import Collector
-from vch.spec_plan import IMAGE_SERIAL, TOP_SERIAL, VOLUME_SERIAL, Placement, build_spec, volume_mounts
+from vch.qemu.config import Drive, MachineConfig, UserNetwork
 
 MAC = "02:00:00:00:00:01"
 MEMORY_MIB = 256

@@ -12,7 +12,7 @@ from tests.vm.harness import Container, container
 from tether.link.messages import Resize, Signal
 from tether.spec import Disk, Host, Layer, Root, Terminal
 from vch.errors import GuestError
-from vch.session import Stdio
+from vch.machine.session import Stdio
 
 pytestmark = pytest.mark.vm
 

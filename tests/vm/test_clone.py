@@ -18,9 +18,9 @@ from imagebuild.oci.compose import LayerTar, write_layout
 from tests.vm.conftest import RUN_SECONDS, VCH, Vch
 from tests.vm.harness import container
 from tests.vm.run_helpers import STEP_SECONDS, gone, machines_of, until_line
-from vch import machine as machine_module
 from vch.clone.resume import Resume
 from vch.clone.store import MEMORY, RECORD, STATE, describe_files
+from vch.machine import machine as machine_module
 
 pytestmark = pytest.mark.vm
 

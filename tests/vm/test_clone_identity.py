@@ -19,12 +19,12 @@ from imagebuild.boot import cpio
 from imagebuild.boot.initramfs import build_initramfs, init_script, plain_image
 from imagebuild.boot.kernel import choose
 from tether.spec import Identity, Interface, Network, Process, Root, Spec
-from vch import accel
-from vch.boot_plan import boot_files, find_firmware, kernel_arguments
 from vch.clone.origin import Cloning
 from vch.clone.store import Store
-from vch.machine import Machine
-from vch.qemu import TEMPLATE_MAC, Accelerator, MachineConfig, UserNetwork
+from vch.machine.machine import Machine
+from vch.qemu import accel
+from vch.qemu.boot_plan import boot_files, find_firmware, kernel_arguments
+from vch.qemu.config import TEMPLATE_MAC, Accelerator, MachineConfig, UserNetwork
 
 pytestmark = pytest.mark.vm
 
@@ -46,7 +46,7 @@ DRAW = f"""
 def draw():
     import _random, fcntl, os, struct, time
     from _socket import socket, AF_INET, SOCK_STREAM, SOL_SOCKET, SO_REUSEADDR
-    from tether import files
+    from tether.kernel import files
     SOL_TCP, TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ, TCP_TIMESTAMP, SEND_QUEUE = 6, 19, 20, 21, 24, 2
     SIOCSIFFLAGS, IFF_UP = 0x8914, 1
     said = ["getrandom=" + os.getrandom(16).hex()]

@@ -19,8 +19,8 @@ import pytest
 from tests.odd_tree import make_odd_tree
 from tests.vm.harness import Container, container
 from tether.link.late_messages import FileStat
-from vch import files
 from vch.errors import GuestError, HostError
+from vch.machine import files
 
 pytestmark = pytest.mark.vm
 

@@ -28,8 +28,8 @@ from imagebuild.store.image import Image, Layer
 from tests.debian_image import CannotBuild, debian_python_layout
 from tests.torture import torture_layers
 from tests.vm.harness import Container, Output, container, text
-from vch.session import Stdio
-from vch.sinks import Collector
+from vch.machine.session import Stdio
+from vch.machine.sinks import Collector
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(1200)]
 

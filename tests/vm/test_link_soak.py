@@ -28,11 +28,11 @@ from tether.link.endpoint import LIVE
 from tether.link.messages import Start
 from tether.link.record import encode
 from tether.spec import Identity
-from vch import qemu
-from vch.channel import open_channels
-from vch.qemu import LinkKind
-from vch.qemu_process import QemuProcess
-from vch.session import Stdio
+from vch.machine.session import Stdio
+from vch.qemu import config as qemu
+from vch.qemu.channel import open_channels
+from vch.qemu.config import LinkKind
+from vch.qemu.process import QemuProcess
 
 pytestmark = pytest.mark.vm
 

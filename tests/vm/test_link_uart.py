@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.link_machine import MIB, WAIT_SECONDS, LinkMachine, link_machine
-from vch.qemu import LinkKind
-from vch.session import Stdio
-from vch.sinks import Collector
+from vch.machine.session import Stdio
+from vch.machine.sinks import Collector
+from vch.qemu.config import LinkKind
 
 pytestmark = pytest.mark.vm
 

@@ -9,11 +9,12 @@ import pytest
 
 from imagebuild.boot.initramfs import build_initramfs
 from imagebuild.boot.kernel import choose
-from vch import accel, machine
-from vch.boot_plan import boot_files, find_firmware, kernel_arguments
 from vch.errors import BootError, MachineError
-from vch.machine import Machine
-from vch.qemu import Accelerator, BootFiles, MachineConfig
+from vch.machine import machine
+from vch.machine.machine import Machine
+from vch.qemu import accel
+from vch.qemu.boot_plan import boot_files, find_firmware, kernel_arguments
+from vch.qemu.config import Accelerator, BootFiles, MachineConfig
 
 pytestmark = pytest.mark.vm
 

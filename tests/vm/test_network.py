@@ -24,7 +24,7 @@ from tests.vm.run_helpers import tcp_port
 from tether.link.late_messages import AddInterface, InterfaceUp, RemoveInterface, SetNames
 from tether.spec import Host, Interface, Network, Route
 from vch.errors import GuestError, MachineError
-from vch.session import Stdio
+from vch.machine.session import Stdio
 
 pytestmark = pytest.mark.vm
 

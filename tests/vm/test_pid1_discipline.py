@@ -18,10 +18,10 @@ import pytest
 from tests.vm.harness import Container, container, text
 from tether.spec import Terminal
 from vch.errors import GuestError
-from vch.files import put
-from vch.process_values import DEFAULT_CAPABILITIES
-from vch.session import Session, Stdio
-from vch.sinks import Collector
+from vch.machine.files import put
+from vch.machine.session import Session, Stdio
+from vch.machine.sinks import Collector
+from vch.options.process_values import DEFAULT_CAPABILITIES
 
 pytestmark = pytest.mark.vm
 

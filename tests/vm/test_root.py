@@ -15,8 +15,8 @@ from imagebuild.oci.compose import LayerTar
 from tests.vm.harness import Container, container
 from tether.spec import Disk, Layer, Root, Sysctl, Verity, Volume
 from vch.errors import GuestError
-from vch.qemu import Drive
-from vch.spec_plan import IMAGE_SERIAL, TOP_SERIAL
+from vch.options.spec_plan import IMAGE_SERIAL, TOP_SERIAL
+from vch.qemu.config import Drive
 
 pytestmark = pytest.mark.vm
 

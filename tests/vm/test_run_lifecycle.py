@@ -13,7 +13,7 @@ import pytest
 
 from tests.vm.conftest import RUN_SECONDS, VCH, Vch
 from tests.vm.run_helpers import STEP_SECONDS, gone, machine_of, tree, until_line
-from vch.accel import find_qemu
+from vch.qemu.accel import find_qemu
 
 pytestmark = pytest.mark.vm
 

@@ -12,9 +12,9 @@ from tests.vm.harness import Container, container
 from tether.link.messages import Exited
 from tether.spec import CAPABILITIES, HealthCheck, Limit, Restart, Terminal
 from vch.errors import GuestError
-from vch.process_values import DEFAULT_CAPABILITIES
-from vch.session import Stdio
-from vch.sinks import Collector
+from vch.machine.session import Stdio
+from vch.machine.sinks import Collector
+from vch.options.process_values import DEFAULT_CAPABILITIES
 
 pytestmark = pytest.mark.vm
 

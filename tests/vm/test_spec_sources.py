@@ -18,11 +18,11 @@ import pytest
 from tests.agents_code import agents_code
 from tests.link_machine import LinkMachine, Plan, machine_plan
 from tests.vm.conftest import RUN_SECONDS
-from vch import qemu
-from vch.channel import READ_SIZE, open_channels
-from vch.machine import Machine
-from vch.qemu import LINK_PORT, LinkKind
-from vch.qemu_process import QemuProcess
+from vch.machine.machine import Machine
+from vch.qemu import config as qemu
+from vch.qemu.channel import READ_SIZE, open_channels
+from vch.qemu.config import LINK_PORT, LinkKind
+from vch.qemu.process import QemuProcess
 
 pytestmark = pytest.mark.vm
 

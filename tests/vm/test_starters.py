@@ -14,9 +14,9 @@ from tests.vm.harness import Container, Output, container, text
 from tether.link.messages import Fault
 from tether.spec import Limit
 from vch.errors import GuestError
-from vch.process_values import DEFAULT_CAPABILITIES
-from vch.session import Stdio
-from vch.sinks import Collector
+from vch.machine.session import Stdio
+from vch.machine.sinks import Collector
+from vch.options.process_values import DEFAULT_CAPABILITIES
 
 pytestmark = pytest.mark.vm
 

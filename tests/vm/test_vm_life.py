@@ -17,15 +17,16 @@ from imagebuild.boot.kernel import choose
 from imagebuild.disk import vmdk
 from imagebuild.disk.ext4 import make_ext4
 from tests.vm.harness import Container, container, text
-from tether.clock import must_step
+from tether.kernel.clock import must_step
 from tether.link.late_messages import ClockSet, Freeze, SetClock, Thaw
 from tether.link.messages import Ping
 from tether.link.record import Record
-from vch import accel, keep_clock, machine
-from vch.boot_plan import boot_files, find_firmware, kernel_arguments
 from vch.errors import BootError, DeadlineError, GuestError, MachineError, MachineLostError, UsageError
-from vch.machine import Machine
-from vch.qemu import Accelerator, Drive, MachineConfig
+from vch.machine import keep_clock, machine
+from vch.machine.machine import Machine
+from vch.qemu import accel
+from vch.qemu.boot_plan import boot_files, find_firmware, kernel_arguments
+from vch.qemu.config import Accelerator, Drive, MachineConfig
 
 pytestmark = pytest.mark.vm
 

@@ -19,7 +19,7 @@ from tests.vm.conftest import ROOT, RUN_SECONDS, Vch
 from tests.vm.run_helpers import gone, machine_of, until_line
 from tests.vm.test_link_soak import Echo, cut
 from vch import settings
-from vch.qemu import LINK_VSOCK_PORT, LinkKind
+from vch.qemu.config import LINK_VSOCK_PORT, LinkKind
 
 pytestmark = pytest.mark.vm
 

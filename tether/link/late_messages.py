@@ -1,7 +1,7 @@
 """Control messages that most machines never see (docs/protocol.md, "Control messages").
 
 They are as much part of the protocol as those of tether.link.messages, but both ends import this module at the first
-of them only: each record costs a cold boot 45,000 instructions.  `tether.late` answers the requests.
+of them only: each record costs a cold boot 45,000 instructions.  `tether.requests.late` answers the requests.
 
 Requests that move bytes name a session number of their own, which no exec has; its streams carry them: the standard
 output what comes out of the guest, the standard input what goes in.

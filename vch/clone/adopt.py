@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from vch.errors import MachineError
-from vch.monitor import Monitor
-from vch.qemu import MachineConfig, blockdev, disk_device, node_name
+from vch.qemu.config import MachineConfig, blockdev, disk_device, node_name
+from vch.qemu.monitor import Monitor
 
 
 def adopt(monitor: Monitor, config: MachineConfig) -> None:

@@ -19,7 +19,7 @@ from vch.clone.store import MEMORY, STATE, TOP, Store, Template
 from vch.clone.top import copy_sparse
 from vch.disks import DiskSet
 from vch.errors import HostError
-from vch.qemu import Frozen, MachineConfig
+from vch.qemu.config import Frozen, MachineConfig
 
 MORE_MIB = 64  # what the copy may take besides what it copies: the image's metadata, its state, the disk
 

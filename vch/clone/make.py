@@ -17,20 +17,20 @@ from typing import Any
 
 from tether.link.reactor import Reactor
 from tether.link.waking import WAITING, Prepare, pack
-from vch import qemu
-from vch.channel import Ends, open_channels, read_channel
 from vch.clone.key import ROOT_DRIVES, template_of
 from vch.clone.resume import CAPABILITIES, Resume
 from vch.clone.store import MEMORY, STATE, Facts, Store, describe_files
-from vch.console import Console
 from vch.errors import BootError, DeadlineError, HostError, MachineError
-from vch.explain import Evidence, Stage, explain
-from vch.qemu import Accelerator, Frozen, MachineConfig
-from vch.qemu_process import QemuProcess
-from vch.qmp import Qmp, QmpAnswer, QmpProtocolError
+from vch.machine.explain import Evidence, Stage, explain
+from vch.qemu import config as qemu
+from vch.qemu.channel import Ends, open_channels, read_channel
+from vch.qemu.config import Accelerator, Frozen, MachineConfig
+from vch.qemu.console import Console
+from vch.qemu.process import QemuProcess
+from vch.qemu.qmp import Qmp, QmpAnswer, QmpProtocolError
 
 MIB = 1 << 20
-BOOT_SECONDS = {Accelerator.KVM: 30.0, Accelerator.TCG: 180.0}  # as for any machine (vch/machine.py)
+BOOT_SECONDS = {Accelerator.KVM: 30.0, Accelerator.TCG: 180.0}  # as for any machine (vch/machine/machine.py)
 FREEZE_SECONDS = 30.0  # 15 to 30 ms on an idle host
 SETTLE_SECONDS = 0.05  # from its word to its wait; a template frozen in between is as good, but wakes a little later
 SAID_BYTES = 1024  # of what the agent says; its word is 16 bytes long

@@ -20,7 +20,7 @@ from tether.link.waking import Prepare
 from vch.clone.key import fits, key_of, rooted_key, smaller
 from vch.clone.store import Store, Template
 from vch.errors import HostError, MachineError, OperationError
-from vch.qemu import MachineConfig
+from vch.qemu.config import MachineConfig
 
 _NOT_ITS_FAULT = ("killed by", "allocate memory", "guest memory", "forwarding rule", "did not come up within")
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vch.errors import BootError
-from vch.qemu import MachineConfig, Role, blockdev, disk_device, node_name, removable, there_at_once
-from vch.qmp import QmpAnswer, QmpEvent
+from vch.qemu.config import MachineConfig, Role, blockdev, disk_device, node_name, removable, there_at_once
+from vch.qemu.qmp import QmpAnswer, QmpEvent
 
 CAPABILITIES = [{"capability": "x-ignore-shared", "state": True}, {"capability": "events", "state": True}]
 Execute = Callable[[str, Mapping[str, Any] | None, Callable[[QmpAnswer], None] | None], None]

@@ -11,7 +11,7 @@ import os
 from vch.clone.store import Template
 from vch.disks import NO_SPACE, format_empty
 from vch.errors import HostError
-from vch.qemu import MachineConfig
+from vch.qemu.config import MachineConfig
 
 
 def take_top(template: Template, config: MachineConfig) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from tether.link.transport import of_fd
 from tether.link.transport_vsock import LAST_PRIVILEGED_PORT
 from vch.errors import HostError
-from vch.qemu import KernelVsock
+from vch.qemu.config import KernelVsock
 
 if TYPE_CHECKING:
     from tether.link.reactor import Watch

@@ -1,4 +1,4 @@
-"""The link over vsock, as the I/O thread of a machine sees it (vch/host_line.py has the other lines).
+"""The link over vsock, as the I/O thread of a machine sees it (vch/machine/host_line.py has the other lines).
 
 The guest connects, and connects again when it has to: each connection becomes the wire's next transport.
 """
@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tether.link.transport import of_fd
-from vch.qemu import LINK_VSOCK_PORT, MachineConfig
+from vch.qemu.config import LINK_VSOCK_PORT, MachineConfig
 from vch.vsock.device import Device
 from vch.vsock.kernel import KernelLine, open_kernel_vsock
 from vch.vsock.vhost_user import VhostUser

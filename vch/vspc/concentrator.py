@@ -2,7 +2,7 @@
 
     with Concentrator(socket.create_server(("192.0.2.1", 2377)), "vch") as concentrator:
         line = concentrator.line("5020a48e-597c-3f21-116d-5cab6a0f7c01")   # VirtualMachineConfigInfo.instanceUuid
-        line.serve(Wire(reactor, Endpoint(APPLIANCE, UART), on_event))     # vch.host_line.HostLine, as of any machine
+        line.serve(Wire(reactor, Endpoint(APPLIANCE, UART), on_event))     # a HostLine, as of any machine
 
 The VM's serial port has the network backing: direction "server", port URI "vch", and the concentrator's address as the
 URI of the vSPC (telnet://192.0.2.1:2377).  It may connect before or after its line is served, go away, come back, move
@@ -115,7 +115,7 @@ class Concentrator:
 
 
 class ConcentratorLine:
-    """A machine's way to its link (vch.host_line.HostLine); comes from `Concentrator.line`."""
+    """A machine's way to its link (vch.machine.host_line.HostLine); comes from `Concentrator.line`."""
 
     def __init__(self, concentrator: Concentrator, uuid: str) -> None:
         self.uuid = uuid

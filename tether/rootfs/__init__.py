@@ -1,0 +1,1 @@
+"""The container's root filesystem: disks found, layers mounted and stacked, volumes, and what is mounted over them."""
