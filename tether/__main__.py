@@ -41,7 +41,7 @@ class Boot:
             self.arguments = kernelargs.parse(files.read("/proc/cmdline").decode())
             step.aloud = self.arguments.debug
         with step("load modules"):
-            modules.load_modules()
+            has_more_modules = modules.load_modules()
         with step("open link"):
             link, far_end = open_link(self.arguments)
             signals = pid1.behave_as_init()
@@ -69,6 +69,8 @@ class Boot:
             container.groundwork.build(step)
         with step("write names"):
             container.name()
+            if has_more_modules:
+                container.show_modules()
         with step("mount volumes"):
             container.mount_volumes()
         with step("configure network"):
@@ -77,8 +79,8 @@ class Boot:
             with step("set kernel parameters"):
                 container.set_parameters()
         agent.start_primary(container.place, spec)
-        container.announce(agent.reactor)
-        if modules.carried():
+        container.join_links(agent.reactor)
+        if has_more_modules:
             from tether.kernel.latedrivers import load_late_drivers
 
             load_late_drivers(agent)

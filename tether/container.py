@@ -8,12 +8,10 @@ import os
 
 from tether.faults import TetherError, fault_of, one_line
 from tether.groundwork import Groundwork
-from tether.kernel import modules
 from tether.kernel.console import say
 from tether.kernel.syscalls import MNT_DETACH, MS_RDONLY, MS_REMOUNT, mount, umount
 from tether.net import network
 from tether.process.execute import Place
-from tether.process.starters import Starters
 from tether.rootfs import root, volumes
 from tether.spec import Spec
 
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
     from tether.net.livenet import LiveNetwork
     from tether.requests.freezer import Hold
 
-ANNOUNCE_S = 0.1  # after the start: by then the process has been executed
+SOON_S = 0.1  # after the start: by then the process has been executed
 # For what was written to reach the disks.  With the time to end processes (KILL_S) and to say goodbye (FAREWELL_S) of
 # tether/agent.py, it stays within the minute after which the appliance switches the VM off.
 UNMOUNT_S = 30.0
@@ -39,7 +37,6 @@ class Container:
         if not 0 < len(spec.network.hostname.encode()) <= MAX_HOSTNAME:
             raise TetherError("spec.network.hostname", f"must have 1 to {MAX_HOSTNAME} characters")
         self.spec = spec
-        self._starters: Starters | None = None
         if groundwork is not None:
             groundwork.check(spec)
         self.groundwork = groundwork or Groundwork(spec.root)
@@ -48,16 +45,18 @@ class Container:
         self.thaw: Callable[[], None] | None = None  # once they have been: undoes a freeze that came too late
 
     def name(self) -> None:
-        """Writes the files that name things, and shows it what depends on this spec besides."""
+        """Writes the files that name things."""
         handle, read_only = self.groundwork.handle, self.spec.root.read_only
-        if modules.carried():
-            from tether.rootfs.modulefolder import may_load, show_modules  # late: not every kernel has any
-
-            if may_load(self.spec.process):
-                show_modules(handle)
         volumes.write_names(handle, self.spec.network, read_only)
         if read_only or not self._init_takes_id():
             volumes.mount_machine_id(handle, self.spec.id, read_only)
+
+    def show_modules(self) -> None:
+        """Shows it the kernel's modules, if it may load any."""
+        from tether.rootfs.modulefolder import may_load, show_modules  # late: not every kernel has any
+
+        if may_load(self.spec.process):
+            show_modules(self.groundwork.handle)
 
     def _init_takes_id(self) -> bool:
         """Whether an init system is told its machine ID, and writes the file itself: systemd wants to replace one that
@@ -79,7 +78,7 @@ class Container:
 
     def configure_network(self, reactor: "Reactor") -> None:
         """Names the host, switches interfaces on, adds addresses and routes; waits until they are usable."""
-        slow = network.configure(self.spec.network, self.groundwork.interfaces)
+        slow = network.configure(self.spec.network, self.groundwork.early)
         if slow:
             self.live_network(reactor).settle(slow)
 
@@ -91,20 +90,23 @@ class Container:
             self._live = LiveNetwork(self.spec.network, reactor, volumes.NAMES)
         return self._live
 
-    def announce(self, reactor: "Reactor") -> None:
-        """Tells the neighbours which addresses are here, soon: the container need not wait for that."""
-        if any(interface.announce for interface in self.spec.network.interfaces):
-            reactor.call_later(ANNOUNCE_S, self._announce)
+    def join_links(self, reactor: "Reactor") -> None:
+        """What the container need not wait for, soon: a clone's link-local addresses, and telling the neighbours which
+        addresses are here."""
+        if self.groundwork.early or any(interface.announce for interface in self.spec.network.interfaces):
+            reactor.call_later(SOON_S, self._join_links)
 
-    def _announce(self) -> None:
+    def _join_links(self) -> None:
         from tether.net.neighbours import announce_all
 
         try:
+            if self.groundwork.early is not None:
+                self.groundwork.early.take_link_locals()
             announce_all(self.spec.network)
             if self._live is not None:
                 self._live.announce_leases()
         except OSError as error:
-            say(one_line(fault_of("announce addresses", error)))
+            say(one_line(fault_of("join links", error)))
 
     def leave_network(self) -> None:
         """Gives leases back."""
@@ -126,8 +128,7 @@ class Container:
             from tether.process.namespaces import PidNamespace  # few ask for it
 
             return place.but(pids=PidNamespace())
-        self._starters = Starters(self.groundwork.handle, hostname)
-        return place.but(starters=self._starters)
+        return place.but(starters=self.groundwork.starters)
 
     def disks(self) -> list[str]:
         """Where the disks are mounted that may change."""
@@ -144,8 +145,8 @@ class Container:
         """Leaves every disk clean, in so much time as there is.  Raises TetherError if that does not suffice."""
         from tether.kernel.deadline import do_within
 
-        if self._starters is not None:
-            self._starters.close()
+        if self.groundwork.starters is not None:
+            self.groundwork.starters.close()
         for handle in (self.groundwork.handle, self.groundwork.devpts):
             if handle >= 0:
                 os.close(handle)

@@ -5,13 +5,14 @@ A VM that boots builds the root when its spec has come.  A template of an image 
 """
 
 from tether.faults import TetherError
-from tether.net import network
+from tether.process.starters import Starters
 from tether.process.terminal import open_devpts
 from tether.rootfs import furnish, root, volumes
-from tether.spec import Interface, Root, Spec
+from tether.spec import Interface, Process, Root, Spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from tether.net.early import EarlyInterfaces
     from tether.steps import Steps
 
 
@@ -23,6 +24,8 @@ class Groundwork:
         self.wanted, self.interfaces = wanted, interfaces
         self.plan = root.plan_root(wanted)
         self.handle = self.devpts = -1
+        self.starters: Starters | None = None
+        self.early: EarlyInterfaces | None = None
         self.writable: list[str] = []
         """Mounted disks that may hold data."""
 
@@ -36,17 +39,34 @@ class Groundwork:
                 self.writable.append(place)
         with step("stack root"):
             self.handle = root.stack(self.plan)
+            self.starters = Starters(self.handle)
         with step("furnish root"):
             furnish.furnish(self.handle)
             self.devpts = open_devpts(self.handle)
             volumes.mount_names(self.handle)
+
+    def prepare(self, step: "Steps", capabilities: tuple[str, ...] | None) -> None:
+        """More, in a template only: interfaces are up, and a thread waits for processes with these `capabilities`.
+
+        Raises StepFailed.
+        """
+        from tether.net.early import EarlyInterfaces
+        from tether.process.privileges import plan
+
         if self.interfaces:
             with step("configure network"):
-                network.configure_early(self.interfaces)
+                self.early = EarlyInterfaces(self.interfaces)
+        if self.starters is not None:
+            self.starters.make_ready(plan(Process(args=(), capabilities=capabilities)).kept)
 
     def check(self, spec: Spec) -> None:
         """Raises TetherError if the spec asks for anything else.  Write-protected the root is later, for any spec."""
         if self.wanted.but(read_only=False) != spec.root.but(read_only=False):
             raise TetherError("spec.root", "is not what this clone was made with", hint="take another template")
-        if self.interfaces and not network.same(self.interfaces, spec.network.interfaces):
+        if self.interfaces and not alike(self.interfaces, spec.network.interfaces):
             raise TetherError("spec.network", "is not what this clone was made with", hint="take another template")
+
+
+def alike(early: tuple[Interface, ...], now: tuple[Interface, ...]) -> bool:
+    """Whether interfaces that are up early are those of a spec, but for their MAC addresses."""
+    return [one.but(mac="", found_as="") for one in early] == [one.but(mac="", found_as="") for one in now]

@@ -27,9 +27,13 @@ from tether.rootfs.inside import open_inside
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal as _signal
+
     from tether.init import BootImage
     from tether.steps import Steps
     from tether.vsockline import VsockLine
+else:
+    import _signal
 
 # What resolves users, the shell (in many small images all programs are one file), and C libraries: glibc's and musl's.
 READ_EARLY = (b"/etc/passwd", b"/etc/group", b"/bin/sh", b"/lib64/ld-linux-x86-64.so.2",
@@ -51,6 +55,7 @@ def be_cloned(line: "FixedLine | VsockLine", steps: "Steps") -> Groundwork | Non
     while isinstance(heard := wait_for_word(line.transport.fd), Prepare):
         groundwork = Groundwork(heard.root, heard.interfaces)
         groundwork.build(steps)
+        groundwork.prepare(steps, heard.capabilities)
         read_early(groundwork.handle)
         os.sync()  # or each clone would write out the same
     steps.taken()  # those of the template are not this VM's
@@ -110,8 +115,11 @@ def _read(port: int, count: int) -> bytes:
 
 def _rehearse() -> None:
     """What every start does and nothing remembers: the first fork, the first look at /proc."""
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGCHLD,))
     child = os.fork()
     if not child:
         os._exit(0)
     os.waitpid(child, 0)
+    _signal.sigwait((_signal.SIGCHLD,))  # or each clone would look for a child that has ended
+    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (_signal.SIGCHLD,))
     files.read("/proc/vmstat")

@@ -14,6 +14,7 @@ from vch.clone.origin import Cloning
 from vch.clone.store import Store
 from vch.disks import DiskSet
 from vch.errors import UsageError
+from vch.options.process_values import DEFAULT_CAPABILITIES
 from vch.options.run_options import RunOptions
 from vch.options.spec_plan import (
     IMAGE_SERIAL,
@@ -104,7 +105,11 @@ class Launch:
         if self.options.cold or folder is None:
             return None
         root = root_of(self.prepared.layers, self.prepared.verity)
-        prepare = Prepare(root=root, interfaces=interfaces_of(self.options, TEMPLATE_MAC, host_has_ipv6()))
+        prepare = Prepare(
+            root=root,
+            interfaces=interfaces_of(self.options, TEMPLATE_MAC, host_has_ipv6()),
+            capabilities=DEFAULT_CAPABILITIES,
+        )
         return Cloning(Store(folder), standard_mib=self.settings.memory // MIB, prepare=prepare)
 
     def placement(self, terminal: Terminal | None = None) -> Placement:

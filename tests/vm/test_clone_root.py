@@ -48,7 +48,12 @@ def test_the_third_run_of_an_image_finds_its_root_and_no_traces_of_others(
 
 def test_its_network_is_its_own(vch: Vch, image: str, own_templates: Path) -> None:
     """What is up already when it wakes gets the MAC address of the machine, and what Linux makes of that."""
-    show = "sleep 2; ip -o addr show dev eth0; ip route; ip -6 route; cat /sys/class/net/eth0/address"
+    # A link-local address comes a moment after the start, and is asked about for one to two seconds (RFC 4862, 5.4).
+    settled = "ip addr show dev eth0 | grep fe80: | grep -vq tentative"
+    ipv6 = "[ -d /proc/sys/net/ipv6 ]"
+    wait = f"for _ in $(seq 100); do sleep 0.1; {settled} && break; done"
+    show = f"if {ipv6}; then {wait}; fi; ip -o addr show dev eth0; ip route; ip -6 route; " \
+        "cat /sys/class/net/eth0/address"
     cold = vch("run", "--cold", "--mac-address", "02:01:02:03:04:05", image, "sh", "-c", show)
     for _ in range(3):
         run = vch("run", "-D", "--mac-address", "02:01:02:03:04:05", image, "sh", "-c", show)

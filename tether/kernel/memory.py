@@ -30,13 +30,19 @@ def resident_kib() -> int:
     return int(files.read("/proc/self/statm").split()[1]) * _PAGE_KIB
 
 
-def oom_kills() -> int:
+class OomCounter:
     """How many processes the OOM killer has killed since boot.
 
     All processes but PID 1, which it never takes, and the kernel's own threads belong to the container: so a growing
-    number is the container's.  0 where the kernel does not count (CONFIG_VM_EVENT_COUNTERS).
+    number is the container's.
     """
-    return parse_oom_kills(files.read("/proc/vmstat"))
+
+    def __init__(self) -> None:
+        self._vmstat = os.open("/proc/vmstat", os.O_RDONLY | os.O_CLOEXEC)  # it is asked at each start of a process
+
+    def count(self) -> int:
+        """The number now; 0 where the kernel does not count (CONFIG_VM_EVENT_COUNTERS)."""
+        return parse_oom_kills(os.pread(self._vmstat, files.SMALL, 0))
 
 
 def parse_oom_kills(vmstat: bytes) -> int:

@@ -11,19 +11,18 @@ DEMAND_LIST = "/lib/modules/demand"  # a line for each module carried along: its
 LOAD_LIST = "/lib/modules/load"  # names of files beside it, in load order; absent where everything is built in
 
 
-def carried() -> bool:
-    """Whether this VM's kernel has its drivers in modules."""
-    return os.path.exists(DEMAND_LIST)
+def load_modules() -> bool:
+    """Loads the modules of the list, in order, and removes their files: they are memory.
 
-
-def load_modules() -> None:
-    """Loads the modules of the list, in order, and removes their files: they are memory.  Raises OSError with the
-    module's name."""
+    True if there are others, to be loaded on demand: this VM's kernel has its drivers in modules.  Raises OSError with
+    the module's name.
+    """
     listed = files.read_if_there(LOAD_LIST)
     names = (listed or b"").decode().split()
     _load(names)
     for name in names:
         os.unlink(f"{FOLDER}/{name}")
+    return os.path.exists(DEMAND_LIST)
 
 
 def load_on_demand(*wanted: str) -> None:

@@ -21,6 +21,11 @@ class SchemaError(LinkError):
         self.where, self.why = where, why
         super().__init__(where, why)
 
+    def below(self, key: str) -> "SchemaError":
+        """The same, seen from outside of `key`: a name, or "[number]"."""
+        dot = "." if self.where and self.where[0] != "[" else ""
+        return SchemaError(f"{key}{dot}{self.where}", self.why)
+
     def __str__(self) -> str:
         return f"{self.where or 'value'}: {self.why}"
 

@@ -15,6 +15,7 @@ from tether.link.errors import SchemaError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any, Self, TypeVar, dataclass_transform
 
     R = TypeVar("R", bound="Record")
@@ -96,78 +97,89 @@ def encode(value: "Any", declared: "Any" = None) -> "Any":
     return value
 
 
-def decode(cls: "type[R]", plain: object, where: str = "") -> "R":
+def decode(cls: "type[R]", plain: object) -> "R":
     """Turns untrusted plain data into a record.
 
-    `where` is the path of keys so far, for the message.  Raises SchemaError that names the key.  An unknown key is an
-    error: what a peer asks for and we do not know must never be ignored in silence.
+    Raises SchemaError that names the key.  An unknown key is an error: what a peer asks for and we do not know must
+    never be ignored in silence.
     """
     if not isinstance(plain, dict):
-        raise SchemaError(where, f"expected a map for {cls.__name__}, got {_kind(plain)}")
+        raise SchemaError("", f"expected a map for {cls.__name__}, got {_kind(plain)}")
     fields = cls._fields
     for key in plain:
         if key not in fields and key != _TAG:
-            raise SchemaError(_join(where, str(key)), f"unknown key; {cls.__name__} has {', '.join(fields)}")
+            raise SchemaError(str(key), f"unknown key; {cls.__name__} has {', '.join(fields)}")
     values = {}
     for name, declared in fields.items():
         if name in plain:
-            values[name] = _decode(declared, plain[name], _join(where, name))
+            value = plain[name]
+            if type(value) is not declared:  # or it is a scalar that fits, as most are
+                try:
+                    value = _decode(declared, value)
+                except SchemaError as error:
+                    raise error.below(name) from None
+            values[name] = value
         elif name not in cls._defaults:
-            raise SchemaError(_join(where, name), "required key is missing")
+            raise SchemaError(name, "required key is missing")
     return cls(**values)
 
 
-def _decode(declared: "Any", plain: "Any", where: str) -> "Any":
+def _decode(declared: "Any", plain: "Any") -> "Any":
     if declared in _SCALARS:
-        return _scalar(declared, plain, where)
+        return _scalar(declared, plain)
     if isinstance(declared, type) and issubclass(declared, Record) and not hasattr(declared, "__origin__"):
-        return decode(declared, plain, where)
+        return decode(declared, plain)
     origin = getattr(declared, "__origin__", None)
     if origin is tuple:
         if not isinstance(plain, (list, tuple)):
-            raise SchemaError(where, f"expected a list, got {_kind(plain)}")
-        return tuple(_decode(declared.__args__[0], item, f"{where}[{index}]") for index, item in enumerate(plain))
+            raise SchemaError("", f"expected a list, got {_kind(plain)}")
+        return _each(declared.__args__[0], plain)
     if origin is dict:
         if not isinstance(plain, dict):
-            raise SchemaError(where, f"expected a map, got {_kind(plain)}")
-        return {
-            _scalar(str, key, where): _decode(declared.__args__[1], item, _join(where, str(key)))
-            for key, item in plain.items()
-        }
-    return _choice(declared, plain, where)
+            raise SchemaError("", f"expected a map, got {_kind(plain)}")
+        keys, values = _each(str, plain), plain.values()
+        return dict(zip(keys, _each(declared.__args__[1], values, keys), strict=True))
+    return _choice(declared, plain)
 
 
-def _choice(declared: "Any", plain: "Any", where: str) -> "Any":
+def _each(declared: "Any", plain: "Iterable[Any]", keys: "tuple[str, ...] | None" = None) -> "tuple[Any, ...]":
+    """Decodes several values; a wrong one is named by its key, or its number."""
+    done: list[Any] = []
+    for value in plain:
+        try:
+            done.append(_decode(declared, value))
+        except SchemaError as error:
+            raise error.below(keys[len(done)] if keys else f"[{len(done)}]") from None
+    return tuple(done)
+
+
+def _choice(declared: "Any", plain: "Any") -> "Any":
     """Decodes a union: None, one scalar or container, or the record that the tag names."""
     if plain is None and type(None) in declared.__args__:
         return None
     others = [arg for arg in declared.__args__ if arg is not type(None)]
     if len(others) == 1:
-        return _decode(others[0], plain, where)
+        return _decode(others[0], plain)
     names = {cls.__name__: cls for cls in others}
     tag = plain.get(_TAG) if isinstance(plain, dict) else None
     if not isinstance(tag, str) or tag not in names:
-        raise SchemaError(_join(where, _TAG), f"expected one of {', '.join(names)}, got {tag!r:.40}")
-    return decode(names[tag], plain, where)
+        raise SchemaError(_TAG, f"expected one of {', '.join(names)}, got {tag!r:.40}")
+    return decode(names[tag], plain)
 
 
 def _record_choices(declared: "Any") -> "list[Any]":
     return [arg for arg in getattr(declared, "__args__", ()) if arg is not type(None)]
 
 
-def _scalar(declared: "Any", plain: "Any", where: str) -> "Any":
+def _scalar(declared: "Any", plain: "Any") -> "Any":
     if declared is bytes and isinstance(plain, str):  # sources in JSON have no byte strings
         return plain.encode("utf-8", "surrogateescape")
     if declared is float and type(plain) is int:
         return float(plain)
     if type(plain) is not declared:
-        raise SchemaError(where, f"expected {declared.__name__}, got {_kind(plain)}")
+        raise SchemaError("", f"expected {declared.__name__}, got {_kind(plain)}")
     return plain
 
 
 def _kind(plain: object) -> str:
     return "nothing" if plain is None else type(plain).__name__
-
-
-def _join(where: str, key: str) -> str:
-    return f"{where}.{key}" if where else key

@@ -21,7 +21,7 @@ from tether.link.errors import ProtocolError
 from tether.link.record import Record, decode, encode
 from tether.spec import Identity, Interface, Root
 
-WAITING = b"vch-template-2\n"  # grows with what a template and its clones agree on
+WAITING = b"vch-template-3\n"  # grows with what a template and its clones agree on
 _HEADER = struct.Struct(">8sII")
 HEADER_BYTES = _HEADER.size
 MAX_BODY = 65536
@@ -36,11 +36,13 @@ class Wake(Record):
 class Prepare(Record):
     """Your clones will have this root filesystem, and interfaces like these: build it, switch them on, and wait again.
 
-    `interfaces` are as in a spec, but for their MAC addresses, which are those of the template.
+    `interfaces` are as in a spec, but for their MAC addresses, which are those of the template.  `capabilities` are
+    those of the processes that will probably be started, as in a spec; others can be.
     """
 
     root: Root
     interfaces: tuple[Interface, ...] = ()
+    capabilities: tuple[str, ...] | None = None
 
 
 _MAGIC: dict[type[Wake] | type[Prepare], bytes] = {Wake: b"vch-wake", Prepare: b"vch-root"}

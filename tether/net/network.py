@@ -26,11 +26,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tether.net.early import EarlyInterfaces
+
 _NET = "/sys/class/net"
 _LOOPBACK, _LOOPBACK_INDEX = "lo", 1  # LOOPBACK_IFINDEX of the kernel's include/net/flow.h
 _NO_ADDRESS = (errno.ENOENT, errno.ENODEV, errno.EINVAL, errno.ENOTDIR)  # it went away, or is no interface with one
-
-_ADDR_GEN_EUI64, _ADDR_GEN_NONE = b"0", b"1"  # linux/if_link.h, IN6_ADDR_GEN_MODE_*
 
 # Docker's defaults (moby, daemon/oci_linux.go): a process that is not root may bind to any port and may ping.
 SETTINGS = (
@@ -39,55 +39,23 @@ SETTINGS = (
 )
 
 
-def configure(network: Network, ready: tuple[Interface, ...] = ()) -> tuple[Interface, ...]:
+def configure(network: Network, early: "EarlyInterfaces | None" = None) -> tuple[Interface, ...]:
     """Names the host, switches its interfaces on and gives them addresses and routes.
 
-    With `ready`, by `configure_early`, the interfaces only get their own MAC addresses.  Gives those whose addresses
-    take time to be usable, by DHCP or because duplicates are asked for: tether.net.livenet sees to them.
+    Those that are up already (`early`) only get their own MAC addresses.  Gives those whose addresses take time to be
+    usable, by DHCP or because duplicates are asked for: tether.net.livenet sees to them.
     """
     sethostname(network.hostname)
     if network.domainname:
         files.write("/proc/sys/kernel/domainname", network.domainname.encode())
-    if ready:
-        for interface in network.interfaces:
-            _take_own_mac(interface)
+    if early is not None:
+        early.take_macs(network.interfaces)
         return ()
-    return _configure(network.interfaces)
+    return configure_interfaces(network.interfaces)
 
 
-def configure_early(interfaces: tuple[Interface, ...]) -> None:
-    """The same before the names and MAC addresses are known, of interfaces that nothing is to be awaited of.
-
-    They get no link-local address: Linux makes it of the MAC address.
-    """
-    for interface in interfaces:
-        _own_link_local(find_interface(interface.mac), _ADDR_GEN_NONE)
-    slow = _configure(interfaces)
-    if slow:
-        raise TetherError("interfaces", "with DHCP or a search for duplicates are no template's")
-
-
-def same(early: tuple[Interface, ...], now: tuple[Interface, ...]) -> bool:
-    """Whether interfaces that were configured early are those of a spec, but for their MAC addresses."""
-    return [one.but(mac="", found_as="") for one in early] == [one.but(mac="", found_as="") for one in now]
-
-
-def _take_own_mac(interface: Interface) -> None:
-    """Gives an interface that is up its own MAC address, and the link-local one that follows from it."""
-    name = find_interface(interface.found_as or interface.mac)
-    carry_out([set_mac(if_nametoindex(name), name, interface.mac)])
-    _own_link_local(name, _ADDR_GEN_EUI64)
-
-
-def _own_link_local(name: str, way: bytes) -> None:
-    """Decides where its IPv6 link-local address comes from (ip-sysctl.rst, addr_gen_mode)."""
-    path = f"/proc/sys/net/ipv6/conf/{name}/addr_gen_mode"
-    if os.path.exists(path):  # unless the kernel was started without IPv6
-        files.write(path, way)
-
-
-def _configure(interfaces: tuple[Interface, ...]) -> tuple[Interface, ...]:
-    """Those that are slow are left for later."""
+def configure_interfaces(interfaces: tuple[Interface, ...]) -> tuple[Interface, ...]:
+    """Gives those that are slow, and left for later."""
     for path, value in SETTINGS:
         files.write(path, value)
     requests = [link_up(_LOOPBACK_INDEX, _LOOPBACK)]

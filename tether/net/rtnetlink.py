@@ -65,19 +65,9 @@ def await_link(index: int, name: str) -> Request:
 
 
 def set_mac(index: int, name: str, mac: str) -> Request:
-    """Gives an interface another MAC address ("02:00:00:00:00:01"): a clone has its template's.  It may be on.
-
-    Raises TetherError if it is none.
-    """
-    try:
-        address = bytes.fromhex(mac.replace(":", ""))
-    except ValueError:
-        address = b""
-    if len(address) != 6 or address[0] & 1:  # the lowest bit says: a group (IEEE 802, 8.2)
-        raise TetherError("spec.network", f"{mac!r} is not the MAC address of an interface",
-                          hint="write it like 02:00:00:00:00:01")
+    """Gives an interface another MAC address: a clone has its template's.  It may be on.  Raises as `parse_mac`."""
     return Request(what=f"MAC address {mac} on {name}", kind=RTM_NEWLINK, flags=REQUEST_ACK,
-                   body=LINK.pack(0, 0, index, 0, 0) + _attribute(_IFLA_ADDRESS, address))
+                   body=LINK.pack(0, 0, index, 0, 0) + _attribute(_IFLA_ADDRESS, parse_mac(mac)))
 
 
 def add_address(index: int, name: str, cidr: str, nodad: bool = True) -> Request:
@@ -123,6 +113,18 @@ def add_route(index: int, name: str, route: Route, on_link: bool = False) -> Req
     head = _ROUTE.pack(family, length, 0, 0, _TABLE_MAIN, _PROTOCOL_BOOT, scope, _TYPE_UNICAST,
                        _RTNH_F_ONLINK if on_link else 0)
     return Request(what=what, kind=RTM_NEWROUTE, flags=REQUEST_ACK | _CREATE_NEW, body=head + attributes)
+
+
+def parse_mac(mac: str) -> bytes:
+    """A MAC address ("02:00:00:00:00:01").  Raises TetherError if it is none that an interface can have."""
+    try:
+        address = bytes.fromhex(mac.replace(":", ""))
+    except ValueError:
+        address = b""
+    if len(address) != 6 or address[0] & 1:  # the lowest bit says: a group (IEEE 802, 8.2)
+        raise TetherError("spec.network", f"{mac!r} is not the MAC address of an interface",
+                          hint="write it like 02:00:00:00:00:01")
+    return address
 
 
 def parse_cidr(cidr: str) -> tuple[int, bytes, int]:

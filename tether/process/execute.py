@@ -83,7 +83,7 @@ def spawn(place: Place, process: Process, primary: bool, detached: bool = False)
             ours, theirs = _pipes(process, opened)
         if process.terminal and primary:
             give_console(place.root, theirs[0])
-        begun = place.starters.start(process, plan, theirs) if place.starters is not None else None
+        begun = place.starters.start(process, plan, place.hostname, theirs) if place.starters is not None else None
         if begun is None:
             begun = _fork(place, process, theirs, primary=primary, plan=plan)
     except (OSError, TetherError):
@@ -125,9 +125,7 @@ def _plan(process: Process) -> "Plan | None":
     """What is asked beyond the ordinary; most that is asked costs an import that others do not pay for."""
     asked = (process.limits, process.ambient, process.no_new_privileges, process.oom_score_adj, process.nice)
     if any(asked) or process.capabilities is not None or process.umask != Process.umask:
-        from tether.process import (
-            privileges,  # here, in PID 1: the child has left the folder that it would be imported from
-        )
+        from tether.process import privileges  # here, in PID 1: the child has left the folder it would come from
 
         return privileges.plan(process)
     return None

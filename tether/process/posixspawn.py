@@ -34,6 +34,14 @@ class _Function(CFuncPtr):
     _restype_ = _Int
 
 
+class _Vector(Array):  # type: ignore[type-arg]
+    """C's char *[], null pointers at its end; long enough for nearly everybody: to make a type takes as long as to
+    start a process."""
+
+    _type_ = _String
+    _length_ = 256
+
+
 _LIBC = dlopen(None, 0)  # type: ignore[arg-type]  # None is the running program, as for dlopen(3)
 _posix_spawnp = _Function(dlsym(_LIBC, "posix_spawnp"))
 _attributes_init = _Function(dlsym(_LIBC, "posix_spawnattr_init"))
@@ -52,7 +60,6 @@ class ProgramSpawner:
         # The C library writes into these, and nobody else has them.
         self._attributes, self._actions = bytes(_ATTRIBUTES_BYTES), bytes(_ACTIONS_BYTES)
         self._path: bytes | None = None  # what the C library was told last
-        self._vectors: dict[int, type[Array]] = {}  # type: ignore[type-arg]  # length -> C's char *[length]
         _attributes_init(self._attributes)
         _set_flags(self._attributes, _SET_DEFAULT_SIGNALS | _SET_SIGNAL_MASK | _NEW_SESSION)
         # All, also the two that the C library keeps for itself: it would leave those ignored.
@@ -79,17 +86,17 @@ class ProgramSpawner:
                 _add_chdir(self._actions, cwd)
             pid = bytes(_PID_BYTES)
             failed = _posix_spawnp(pid, args[0], self._actions, self._attributes,
-                                   self._vector(args), self._vector(variables))
+                                   _vector(args), _vector(variables))
         finally:
             _actions_destroy(self._actions)
         if failed:
             raise OSError(failed, os.strerror(failed), args[0])
         return int.from_bytes(pid, "little")
 
-    def _vector(self, items: "tuple[bytes, ...] | list[bytes]") -> "Array[_String]":
-        """C's char *[], with a null pointer at its end."""
-        length = len(items) + 1
-        kind = self._vectors.get(length)
-        if kind is None:
-            kind = self._vectors[length] = type("Vector", (Array,), {"_type_": _String, "_length_": length})
-        return kind(*items)
+
+def _vector(items: "tuple[bytes, ...] | list[bytes]") -> "Array[_String]":
+    """C's char *[], with a null pointer at its end."""
+    if len(items) < _Vector._length_:
+        return _Vector(*items)
+    kind: type[Array[_String]] = type("Vector", (Array,), {"_type_": _String, "_length_": len(items) + 1})
+    return kind(*items)

@@ -38,7 +38,6 @@ class OutputPump:
         self._reactor, self._source, self._stream, self._ended = reactor, source, stream, ended
         self._kept = kept
         self._ration: int | None = None  # how many bytes are still read; None: to the end
-        _widen(source)
         self._size = SHORT  # of the next read
         self.done = False
         self._watch: Watch | None = reactor.watch(source, self._readable)
@@ -96,6 +95,7 @@ class OutputPump:
         elif self._size == SHORT:
             self._size = CHUNK
             keep_buffers()
+            _widen(self._source)
 
     def _read_ration(self, size: int) -> bytes:
         """Some of what is still to be read; nothing when that is all."""
@@ -128,7 +128,7 @@ class InputPump:
     def __init__(self, reactor: "Reactor", sink: int, stream: Stream, terminal: bool, kept: bool = False) -> None:
         self._reactor, self._sink, self._stream, self._terminal = reactor, sink, stream, terminal
         self._kept = kept
-        _widen(sink)
+        self._wide = False
         self._left = _NOTHING
         self._watch: Watch | None = None  # while waiting for the pipe to take more
         self.done = False
@@ -176,6 +176,9 @@ class InputPump:
             self.close()
             return False
         if self._left:
+            if not self._wide:  # whose input does not fit will get more of it
+                self._wide = True
+                _widen(self._sink)
             self._wait()
             return False
         return True

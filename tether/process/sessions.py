@@ -9,7 +9,7 @@ import os
 
 from tether.faults import TetherError, fault_of, one_line
 from tether.kernel.console import say
-from tether.kernel.memory import oom_kills, resident_kib
+from tether.kernel.memory import OomCounter, resident_kib
 from tether.link.messages import PRIMARY, Ended, Exited, Fault, Phase, Signalled, Started
 from tether.process.execute import Place
 from tether.process.reaper import Reaper
@@ -45,6 +45,7 @@ class Sessions:
         self.health: Monitor | None = None
         self.restarts: Restarts | None = None
         self._reactor, self._endpoint, self._steps = reactor, endpoint, steps
+        self._oom: OomCounter | None = None  # from the first start on
         self._place: Place | None = None
         self._process: Process | None = None
         self._sessions: dict[int, Session] = {}
@@ -117,7 +118,7 @@ class Sessions:
         assert self._place is not None
         kept = number == PRIMARY and self.restarts is not None
         session = Session(number, self._started, self._changed, kept)
-        kills, began = oom_kills(), now_us()
+        kills, began = self._oom_kills(), now_us()
         session.start(self._reactor, self._endpoint, self.reaper, self._place, process,
                       detached=detached)
         self._kills_before[number], self._waiting[number] = kills, (request, began)
@@ -138,7 +139,8 @@ class Sessions:
                 self._forget(session)
         elif isinstance(session.state, Running):
             phases = (*self._steps.taken(), Phase(name="start session", start_us=began, took_us=now_us() - began))
-            answer = Started(pid=session.state.pid, phases=phases, resident_kib=resident_kib())
+            resident = resident_kib() if session.number == PRIMARY else 0  # nobody wants to know it at each exec
+            answer = Started(pid=session.state.pid, phases=phases, resident_kib=resident)
             self._endpoint.answer(request, answer)
 
     def _start_again(self) -> None:
@@ -220,7 +222,11 @@ class Sessions:
         state = session.end_state
         killed = isinstance(state, Signalled) and state.number == KILLED
         suspect = killed or session.number == PRIMARY  # of nobody else it is asked: that costs half of a start
-        return suspect and oom_kills() > self._kills_before[session.number]
+        return suspect and self._oom_kills() > self._kills_before[session.number]
+
+    def _oom_kills(self) -> int:
+        self._oom = self._oom or OomCounter()
+        return self._oom.count()
 
     def _forget(self, session: Session) -> None:
         """An exec leaves nothing behind; its number may be used again."""

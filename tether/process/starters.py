@@ -60,8 +60,8 @@ class Begun(Record):
 class Order:
     """A process to start.  Whoever acquires `claim` decides: the thread, which does, or who will not wait for it."""
 
-    def __init__(self, process: "Process", stdio: list[int]) -> None:
-        self.process, self.stdio = process, stdio
+    def __init__(self, process: "Process", hostname: str, stdio: list[int]) -> None:
+        self.process, self.hostname, self.stdio = process, hostname, stdio
         self.claim = allocate_lock()
         self.pid = 0  # of the process, once the order is done; 0 if it has failed
         self._turn = allocate_lock()
@@ -93,13 +93,13 @@ class Order:
 class Starters:
     """The threads of one container, made when they are wanted."""
 
-    def __init__(self, root: int, hostname: str) -> None:
-        self._root, self._hostname = root, hostname
+    def __init__(self, root: int) -> None:
+        self._root = root
         self._starters: dict[tuple[int, ...] | None, Starter] = {}
         # Not every kernel says which child a thread waits for (CONFIG_PROC_CHILDREN).
         self._possible = os.path.exists(f"{_TASKS}/{os.getpid()}/children")
 
-    def start(self, process: "Process", plan: "Plan | None", stdio: list[int]) -> Begun | None:
+    def start(self, process: "Process", plan: "Plan | None", hostname: str, stdio: list[int]) -> Begun | None:
         """The process, with `stdio` as its standard streams; None if a fork is to do it.
 
         Raises OSError and TetherError only for what the fork could not do either.
@@ -107,17 +107,19 @@ class Starters:
         if not self._possible or process.terminal is not None or process.idle or (plan and not plan.only_bounds):
             return None
         kept = plan.kept if plan else None
-        starter = self._starters.get(kept)
-        if starter is None:
-            if len(self._starters) == MOST_STARTERS:
-                return None
-            mallopt(M_ARENA_MAX, 1)  # no heap of its own for each thread
-            try:
-                starter = Starter(self._root, self._hostname, kept)
-            except RuntimeError:  # there is no memory for a thread
-                return None
-            self._starters[kept] = starter
-        return starter.start(Order(process, stdio))
+        starter = self._starters.get(kept) or self.make_ready(kept)
+        return starter.start(Order(process, hostname, stdio)) if starter is not None else None
+
+    def make_ready(self, kept: tuple[int, ...] | None) -> "Starter | None":
+        """The thread for processes with this bounding set; None if it cannot be."""
+        if len(self._starters) == MOST_STARTERS:
+            return None
+        mallopt(M_ARENA_MAX, 1)  # no heap of its own for each thread
+        try:
+            starter = self._starters[kept] = Starter(self._root, kept)
+        except RuntimeError:  # there is no memory for a thread
+            return None
+        return starter
 
     def close(self) -> None:
         """The threads leave the container, so that it can be unmounted."""
@@ -130,8 +132,8 @@ class Starters:
 class Starter:
     """One thread, for processes with one bounding set: what has been dropped from that does not come back."""
 
-    def __init__(self, root: int, hostname: str, kept: tuple[int, ...] | None) -> None:
-        self._root, self._hostname, self._kept = root, hostname, kept
+    def __init__(self, root: int, kept: tuple[int, ...] | None) -> None:
+        self._root, self._kept = root, kept
         self._order: Order | None = None
         self._go, self._done = allocate_lock(), allocate_lock()
         self._go.acquire()
@@ -232,7 +234,7 @@ class Starter:
         failure: Exception | None = None
         try:
             account = account_of(self._root, order.process.user, order.process.groups, SMALL_DATABASE)
-            env = environment.merged(order.process.env, self._hostname, False, account.home)
+            env = environment.merged(order.process.env, order.hostname, False, account.home)
             look_ahead(order.process, env)
             if order.claim.acquire(False):
                 order.pid = self._start(spawner, order, account, env)

@@ -18,7 +18,7 @@ from vch.disks import DiskSet
 from vch.qemu import config as qemu
 from vch.qemu.config import BLOCK_MIB, Channels, Frozen, LinkKind, MachineConfig, Role, UserNetwork
 
-FORMAT = 2  # of the files of a template, and of what its guest and its clones' hosts agree on
+FORMAT = 3  # of the files of a template, and of what its guest and its clones' hosts agree on
 TEMPLATE_WORD = "tether.template"  # of the kernel command line (tether/kernel/kernelargs.py)
 _DEBUG_WORD, _QUIET_WORD = "tether.debug", "quiet"
 ROOT_DRIVES = 2  # of a machine: its image, and what the container writes (vch/launch.py)
