@@ -44,13 +44,13 @@ class Boot:
             has_more_modules = modules.load_modules()
         with step("open link"):
             link, far_end = open_link(self.arguments)
-            signals = pid1.behave_as_init()
+            self.agent = agent = Agent(link, pid1.behave_as_init(), step)
         groundwork = None
         if self.arguments.template:
             from tether.template import be_cloned
 
-            groundwork = be_cloned(link, step)  # from here on this is another VM
-        self.agent = agent = Agent(link, signals, step)
+            groundwork = be_cloned(link, agent.endpoint, step)  # from here on this is another VM
+        agent.connect()
         if far_end is not None:  # this VM brings what it is to run, and nobody talks to it
             with step("read spec"):
                 take_care(agent.reactor, far_end, self.arguments.spec)

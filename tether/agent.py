@@ -77,7 +77,7 @@ class Agent:
         self.log: Log | None = None  # once somebody has asked for it
         self.memory_watch: MemoryWatch | None = None
         self.workers: dict[int, Worker] = {}  # children that move files, by the session number whose streams they use
-        self._arrived = arrived
+        self._line, self._arrived = line, arrived
         self.reactor.watch(arrived, self._signals_arrived)
         self._requests: dict[type[Record], Callable[[int, Record], None]] = {
             Start: self._take_start,
@@ -87,9 +87,12 @@ class Agent:
             Shutdown: self._take_shutdown,
             Ping: self._take_ping,
         }
-        line.serve(self.wire)
 
     # the phases of its life
+
+    def connect(self) -> None:
+        """From now on it has a link, whenever the other end is there."""
+        self._line.serve(self.wire)
 
     def say_hello(self) -> None:
         """Tells the appliance, as soon as it is there, that this VM is up."""

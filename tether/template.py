@@ -1,7 +1,7 @@
 """Being a template: everything is done that can be done before there is a spec, then the VM waits to be cloned.
 
 The appliance freezes the VM while it waits in `_read`, and each clone goes on from there, with the same memory.  What
-no two VMs may share is therefore not made before the Wake has come: the link's end, everything random, the time.
+no two VMs may share is therefore made when the Wake has come: everything random, the link's end with it, the time.
 
 A clone may be told to Prepare for an image instead of being woken: then it becomes a template again, of that image.
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import signal as _signal
 
     from tether.init import BootImage
+    from tether.link.endpoint import Endpoint
     from tether.steps import Steps
     from tether.vsockline import VsockLine
 else:
@@ -42,10 +43,10 @@ READ_BYTES = 4 << 20  # of each: the largest, glibc, has 2 MB
 NOT_WARMED = ("tether.__main__", "tether.sources", "tether.vsockline")  # and below: not for a VM that is cloned
 
 
-def be_cloned(line: "FixedLine | VsockLine", steps: "Steps") -> Groundwork | None:
-    """Warms up, waits, and comes back as a clone that has an identity of its own.  Raises TetherError.
+def be_cloned(line: "FixedLine | VsockLine", endpoint: "Endpoint", steps: "Steps") -> Groundwork | None:
+    """Warms up, waits, and comes back as a clone that has an identity of its own, its end of the link too.
 
-    Gives what was done already, if it is a clone of an image's template.
+    Gives what was done already, if it is a clone of an image's template.  Raises TetherError.
     """
     if not isinstance(line, FixedLine):
         raise TetherError("tether.template", "the memory of a VM whose link is vsock is not its own",
@@ -61,6 +62,7 @@ def be_cloned(line: "FixedLine | VsockLine", steps: "Steps") -> Groundwork | Non
     steps.taken()  # those of the template are not this VM's
     with steps("wake up"):
         take_identity(heard.identity)
+        endpoint.renew()
     return groundwork
 
 

@@ -80,6 +80,7 @@ hello, start = Agent.say_hello, Agent.start_primary
 def say_hello(self):
     for value in draw():
         self.steps.add(value, 0, 0)
+    self.steps.add("instance=" + self.endpoint.instance.hex(), 0, 0)
     hello(self)
 
 def start_primary(self, *rest):
@@ -156,7 +157,7 @@ def test_no_two_of_a_hundred_are_alike(config: MachineConfig, cloning: Cloning) 
     first = drawn(config, cloning, 0)  # makes the template
     with ThreadPoolExecutor(AT_ONCE) as pool:
         all_of_them = [first, *pool.map(lambda number: drawn(config, cloning, number), range(1, CLONES))]
-    for name in ("getrandom", "urandom", "uuid", "boot_id", "python"):
+    for name in ("getrandom", "urandom", "uuid", "boot_id", "python", "instance"):
         values = {one[name] for one in all_of_them}
         assert len(values) == CLONES, (name, values)
     assert len({one["mac"] for one in all_of_them[:CONTAINERS]}) == CONTAINERS

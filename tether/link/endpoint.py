@@ -81,6 +81,14 @@ class Endpoint:
         self.mux = self._new_mux()
         self.messenger = Messenger(role, self.instance, self.mux, self._events)
 
+    def renew(self) -> None:
+        """Becomes an end that nobody has met: for a copy of a VM, in whose memory it is what it is in every copy.
+
+        Only before it was first connected.
+        """
+        self.instance = self._random(INSTANCE_SIZE)
+        self.messenger = Messenger(self.role, self.instance, self.mux, self._events)
+
     def _new_mux(self) -> Mux:
         return Mux(self.limits, self.durable, self._events, self._poke)
 

@@ -1,8 +1,8 @@
 """What wakes a clone: a message before the link begins (docs/protocol.md, "Clones").
 
 A template has everything in memory that each of its clones will have: an instance, nonces and random numbers drawn
-there would be the same in all of them.  So its end of the link is not made yet.  It says WAITING on the bare transport
-and is frozen.  A clone's first bytes are the Wake; when the clone has taken it in, the link begins as in any VM.
+there would be the same in all of them.  So its link does not begin yet.  It says WAITING on the bare transport and is
+frozen.  A clone's first bytes are the Wake; when the clone has taken it in, it draws them anew and the link begins.
 
 A template may be told to Prepare instead: it builds the root filesystem of an image, says WAITING again, and is frozen
 again.
