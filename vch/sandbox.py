@@ -327,7 +327,7 @@ class Machine:
         self._held.callback(disks.close)
         config = launch.config(disks, launch.ports())
         if self._pool is not None:
-            self._machine = self._pool.take(config, prepared.program, launch.cloning())
+            self._machine = self._pool.take(config, settings.home, prepared.program, launch.cloning())
             self._held.callback(self._machine.close)
         else:
             self._machine = machine.Machine(config, prepared.program, cloning=launch.cloning())

@@ -13,6 +13,7 @@ from vch.clone.key import GROWS_TO_MIB, clone_of, growable, key_of, smaller, tem
 from vch.clone.origin import Cloning
 from vch.clone.store import Store
 from vch.pool import Pool
+from vch.pool_kind import kind_of
 from vch.qemu.config import Channels, Frozen, LinkKind, MachineConfig, command_line
 
 CHANNELS = Channels(qmp=3, link=4, console=5)
@@ -84,7 +85,8 @@ def test_which_template_is_taken(tmp_path: Path, config: MachineConfig) -> None:
 def test_one_kind_of_a_pool_serves_what_can_be_plugged_in(config: MachineConfig) -> None:
     with Pool() as pool:
         def kind(mib: int) -> int:
-            return pool._kind(sized(config, mib), "qemu", None).config.memory_mib
+            wanted = kind_of(sized(config, mib), Path(), "qemu", None, with_root=False)
+            return pool._known(wanted).config.memory_mib
 
         assert [kind(mib) for mib in (256, 512, 300, 128, 384)] == [256, 256, 300, 128, 256]
         pool._kinds = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +18,12 @@ from tether.link.waking import HEADER_BYTES, Prepare, Wake, body_length, pack, u
 from tether.spec import Identity, Interface, Network, Process, Root, Spec
 from vch.clone import store as store_module
 from vch.clone.key import clone_of, grown_of, rooted_key, template_of
+from vch.clone.origin import Cloning
 from vch.clone.store import TOP, Store
 from vch.clone.top import clear_top, copy_sparse, take_top
 from vch.disks import MIB, DiskSet
 from vch.options.spec_plan import root_of
+from vch.pool_kind import Kind, kind_of
 from vch.qemu.config import TEMPLATE_MAC, Channels, Drive, Frozen, MachineConfig, command_line
 
 ROOT = root_of(4, ())
@@ -83,6 +86,27 @@ def test_machines_whose_root_is_nobody_elses(
 
 def test_a_root_without_a_disk_of_its_own(config: MachineConfig) -> None:
     assert rooted_key(KEY, config, WORD.but(root=ROOT.but(writable=None))) is None
+
+
+def test_only_machines_of_one_image_wait_for_each_other(config: MachineConfig, tmp_path: Path) -> None:
+    cloning = Cloning(Store(tmp_path), prepare=WORD)
+
+    def kind(one: MachineConfig, how: Cloning | None = cloning, with_root: bool = True) -> Kind:
+        return kind_of(one, tmp_path, "qemu", how, with_root=with_root)
+
+    waits = kind(config)
+    assert waits.root is not None
+    with_volume = replace(config, name="other", drives=(*config.drives, Drive("volume0", "/v.vmdk")))
+    assert waits.covers(kind(with_volume))
+    another_image = replace(config, drives=(replace(config.drives[0], path="/other.vmdk"), config.drives[1]))
+    checked = replace(cloning, prepare=WORD.but(root=root_of(3, ())))
+    for other in (kind(another_image), kind(config, checked), kind(config, None), kind(config, with_root=False)):
+        assert not waits.covers(other)
+        assert not other.covers(waits)
+    with closing(waits.root.disks()) as disks:
+        assert [drive.serial for drive in disks.drives] == ["image", "top"]
+        assert os.fstat(disks.fd_sets[disks.drives[1].content]).st_size == SIZE
+        assert os.fstat(disks.fd_sets[1]).st_ino != os.fstat(config.fd_sets[1]).st_ino
 
 
 def test_a_clone_has_the_disks_of_its_template_from_the_start(config: MachineConfig, disks: DiskSet) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import vch
 from tests.vm.conftest import RUN_SECONDS, VCH
 
 STEP_SECONDS = 120.0  # for something to happen in a machine that runs, on a host that is busy
@@ -150,3 +151,12 @@ def until_line(process: subprocess.Popen[bytes], line: bytes, seconds: float = R
             raise AssertionError(f"the end came before {line!r}: {stderr!r}")
     process.send_signal(signal.SIGKILL)
     raise AssertionError(f"waited {seconds} s for {line!r}")
+
+
+def until_waiting(pool: vch.Pool, count: int = 1) -> set[int]:
+    """Waits for the pool to be filled; the machines of this process then."""
+    deadline = time.monotonic() + STEP_SECONDS
+    while pool.waiting() < count:
+        assert time.monotonic() < deadline, f"{pool.waiting()} of {count} machines wait"
+        time.sleep(0.05)
+    return set(machines_of(os.getpid()))

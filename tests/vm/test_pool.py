@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 import vch
-from tests.vm.run_helpers import STEP_SECONDS, gone, machines_of, tcp_port
+from tests.vm.run_helpers import STEP_SECONDS, gone, machines_of, tcp_port, until_waiting
 from vch import pool as pool_module
 
 pytestmark = pytest.mark.vm
@@ -45,15 +46,6 @@ def pool(image: str) -> Iterator[vch.Pool]:
         with vch.Machine(image, pool=made):
             pass
         yield made
-
-
-def until_waiting(pool: vch.Pool, count: int = 1) -> set[int]:
-    """Waits for the pool to be filled; the machines of this process then."""
-    deadline = time.monotonic() + STEP_SECONDS
-    while pool.waiting() < count:
-        assert time.monotonic() < deadline, f"{pool.waiting()} of {count} machines wait"
-        time.sleep(0.05)
-    return set(machines_of(os.getpid()))
 
 
 def test_the_one_that_waited_is_taken(pool: vch.Pool, image: str) -> None:
@@ -128,6 +120,17 @@ def test_without_memory_none_waits(image: str, monkeypatch: pytest.MonkeyPatch) 
             pass
         time.sleep(0.5)
         assert small.waiting() == 0
+
+
+def test_one_that_was_taken_outlives_the_pool(image: str) -> None:
+    with vch.Pool(refill_seconds=0.0) as short:
+        with vch.Machine(image, pool=short):
+            pass
+        until_waiting(short)
+        taken = vch.Machine(image, pool=short)
+        taken.start()
+    with closing(taken):
+        assert taken.exec("echo", "x", check=True).stdout == "x\n"
 
 
 def test_nothing_is_left_when_it_is_closed(image: str) -> None:

@@ -7,11 +7,15 @@ from vch.qemu.config import MachineConfig, blockdev, disk_device, node_name
 from vch.qemu.monitor import Monitor
 
 
-def adopt(monitor: Monitor, config: MachineConfig) -> None:
-    """All of `config` that can be plugged in.  Raises MachineError with what QEMU says against it."""
+def adopt(monitor: Monitor, had: MachineConfig, config: MachineConfig) -> None:
+    """All of `config` that can be plugged in, but for the first disks, which it `had` or others like them.
+
+    Raises MachineError with what QEMU says against it.
+    """
     for number, descriptor in sorted(config.fd_sets.items()):
-        monitor.execute("add-fd", {"fdset-id": number}, (descriptor,))
-    for index, drive in enumerate(config.drives):
+        if number not in had.fd_sets:
+            monitor.execute("add-fd", {"fdset-id": number}, (descriptor,))
+    for index, drive in tuple(enumerate(config.drives))[len(had.drives) :]:
         monitor.execute("blockdev-add", blockdev(node_name(index), drive))
         monitor.execute("device_add", {**disk_device(index, drive), "id": f"disk{index}"})
     for port in config.network.published if config.network is not None else ():

@@ -87,15 +87,20 @@ def key_of(config: MachineConfig, program: str) -> str:
     return sha256("\0".join(facts).encode()).hexdigest()[:32]
 
 
+def rooted(config: MachineConfig) -> bool:
+    """Whether its root filesystem is an image's, under a disk that ends with the machine."""
+    return [drive.content > 0 for drive in config.drives[:ROOT_DRIVES]] == [False, True]
+
+
 def rooted_key(key: str, config: MachineConfig, prepare: Prepare) -> str | None:
     """The key of the template that is prepared so; None if there can be none.  `key` is that of the plain one.
 
     The root must be an image's under a disk that ends with the machine, and these the first disks.
     Raises OSError if a file that it depends on is not there.
     """
-    drives = config.drives[:ROOT_DRIVES]
-    if [drive.content > 0 for drive in drives] != [False, True] or prepare.root.writable is None:
+    if not rooted(config) or prepare.root.writable is None:
         return None
+    drives = config.drives[:ROOT_DRIVES]
     image, top = drives
     size = os.fstat(config.fd_sets[top.content]).st_size
     files = [_file(path) for path in sorted(Path(image.path).parent.iterdir())]

@@ -37,6 +37,8 @@ class Cloning:
     make: bool = True
     standard_mib: int = 0
     prepare: Prepare | None = None
+    eager: bool = False
+    """The template of an image is made at once, and not when the image is run again."""
 
     def template(self, config: MachineConfig, program: str, tell: Callable[[str], None]) -> Template | None:
         """The open template for this machine, which may have less memory, or None: then it boots.  `tell` hears why."""
@@ -103,7 +105,7 @@ class Cloning:
         if key is None:
             return plain
         found = self.store.open(key)
-        if found is None and self.make and self.store.want(key) and not self.store.has_failed(key):
+        if found is None and self.make and (self.eager or self.store.want(key)) and not self.store.has_failed(key):
             from vch.clone.grow import grow_template  # late: once per image
 
             tell(f"the image gets a template of its own, {key}")

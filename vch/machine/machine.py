@@ -157,15 +157,15 @@ class Machine:
             raise
 
     def adopt(self, config: MachineConfig) -> None:
-        """Gives disks, ports and more memory of `config` to a machine that has none yet, and is like it otherwise.
+        """Gives what it lacks of `config`, disks, ports and memory, to a machine that is like it otherwise.
 
         Raises MachineError; then it is of no use any more.
         """
         from vch.clone.adopt import adopt
 
-        adopt(self._driver.monitor, config)
-        self._grow(self.config.memory_mib, config.memory_mib)
-        self.config = config
+        had, self.config = self.config, config
+        adopt(self._driver.monitor, had, config)
+        self._grow(had.memory_mib, config.memory_mib)
 
     def start(self, spec: Spec, stdio: Stdio | None = None) -> tuple[Session, Started]:
         """Makes it the container of `spec` and runs its primary process.
