@@ -59,7 +59,7 @@ fuzz: setup ## fuzz what untrusted bytes of the link reach, until stopped or for
 
 pico: setup ## build the pico kernel once (about 12 minutes on two cores); used as soon as it exists
 	@scripts/install-packages pico
-	@$(BIN)/python -m imagebuild.boot.pico
+	@$(BIN)/python -m imagebuild.boot.pico_build
 
 iso: setup ## write build/vch.iso: a kernel, the agent and IMAGE (or the demo image), for BIOS and UEFI
 	@scripts/make-iso build/vch.iso "$(IMAGE)"

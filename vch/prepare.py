@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imagebuild.boot.initramfs import START_WORDS, build_initramfs, plain_image
+from imagebuild.boot.boot_image import build_initramfs, plain_image
 from imagebuild.boot.kernel import choose as choose_kernel
+from imagebuild.boot.runtime import START_WORDS
 from imagebuild.store.store import Store
 from imagebuild.transfer.pulling import PullPolicy, pull
 from tether.spec import Verity
