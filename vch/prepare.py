@@ -21,7 +21,7 @@ from vch.pull_view import PullView
 from vch.qemu import accel
 from vch.qemu.boot_plan import boot_files, find_firmware, kernel_arguments
 from vch.qemu.config import BootFiles
-from vch.settings import MIB, Settings, registry_settings
+from vch.settings import MIB, Settings
 
 if TYPE_CHECKING:
     from imagebuild.oci.imageconfig import RunConfig
@@ -101,7 +101,6 @@ def _image(options: RunOptions, settings: Settings) -> tuple[Image, Lease]:
             platform=options.platform,
             policy=PullPolicy(options.pull),
             progress=view,
-            settings=registry_settings(os.environ),
             verity=_wants_verity(options, settings),
         )
     finally:

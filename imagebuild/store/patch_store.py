@@ -9,14 +9,11 @@ from pathlib import Path
 
 from imagebuild.errors import StoreError
 from imagebuild.files import explained
-from imagebuild.layer.layer import CONVERTER_VERSION
 from imagebuild.layer.patch import settle
 from imagebuild.store.image import LayerRecord
+from imagebuild.store.kinds import PATCH_KIND, VERITY_PATCH_KIND
 from imagebuild.store.layer_store import LayerFacts
 from imagebuild.store.store import Store, layer_key
-
-PATCH_KIND = f"p{CONVERTER_VERSION}"
-VERITY_PATCH_KIND = f"p{CONVERTER_VERSION}-verity"  # with a dm-verity hash tree behind the file system
 
 
 def patched(store: Store, layers: list[LayerRecord], lease: Callable[[str], object]) -> list[LayerRecord]:
