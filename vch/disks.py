@@ -13,10 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
-import tempfile
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from imagebuild.disk import vmdk
@@ -33,15 +30,15 @@ DESCRIPTOR, CONTENT = "volume.vmdk", "volume-flat.vmdk"
 NO_SPACE = "make room, or set VCH_HOME to a folder with more"
 
 
-@dataclass
 class DiskSet:
     """The writable disks of one machine, with all that is held open or locked for them until `close`."""
 
-    home: Path
-    """The folder of all state: named volumes are in it, and unnamed files on its file system."""
-    drives: list[Drive] = field(default_factory=list)
-    fd_sets: dict[int, int] = field(default_factory=dict)
-    _held: ExitStack = field(default_factory=ExitStack)
+    def __init__(self, home: Path) -> None:
+        """`home` is the folder of all state: named volumes are in it, and unnamed files on its file system."""
+        self.home = home
+        self.drives: list[Drive] = []
+        self.fd_sets: dict[int, int] = {}
+        self._held = ExitStack()
 
     def add_unnamed(self, serial: str, size: int) -> None:
         """A disk of `size` bytes that ends with the machine; smaller where the host has less room.
@@ -94,6 +91,8 @@ def unnamed_file(folder: Path) -> int:
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):  # open(2), O_TMPFILE: "not supported here"
             raise HostError("make disk", str(folder), error.strerror or str(error), NO_SPACE) from error
+    import tempfile
+
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".disk-") as file:  # has a name for an instant only
         return os.dup(file.fileno())
 
@@ -109,6 +108,9 @@ def _room(descriptor: int, subject: str) -> int:
 
 def make_volume(folder: Path, size: int) -> None:
     """An empty named volume, whole or not at all.  The caller has locked the name."""
+    import shutil
+    import tempfile
+
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
     try:

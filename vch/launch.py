@@ -6,7 +6,7 @@ What `vch run` and `vch.Machine` have in common.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tether.link.waking import Prepare
 from tether.spec import Terminal
@@ -48,8 +48,7 @@ def check(options: RunOptions, settings: Settings) -> None:
         raise UsageError(f"Minimum memory limit allowed is {LEAST_MEMORY // MIB}MB")
 
 
-@dataclass(frozen=True)
-class Launch:
+class Launch(NamedTuple):
     """One machine to be: what was asked for, and what it was prepared with."""
 
     options: RunOptions

@@ -20,7 +20,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import TracebackType
 
 from vch.clone.key import growable, smaller
@@ -124,8 +124,8 @@ class Pool:
 
     def _kind(self, config: MachineConfig, program: str, cloning: Cloning | None) -> _Kind:
         network = config.network
-        plain = None if network is None else replace(network, mac=_WAITING_MAC, published=())
-        bare = growable(replace(config, name="pool", drives=(), fd_sets={}, network=plain))
+        plain = None if network is None else network._replace(mac=_WAITING_MAC, published=())
+        bare = growable(config._replace(name="pool", drives=(), fd_sets={}, network=plain))
         with self._changed:
             fit = [kind for kind in self._kinds if kind.program == program and kind.config in (
                 bare, smaller(bare, kind.config.memory_mib))]

@@ -6,9 +6,8 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from imagebuild.boot.boot_image import build_initramfs, plain_image
 from imagebuild.boot.kernel import choose as choose_kernel
@@ -32,8 +31,7 @@ if TYPE_CHECKING:
 ROOMY = 192 * MIB
 
 
-@dataclass(frozen=True)
-class Prepared:
+class Prepared(NamedTuple):
     """All of it.  `disk` is None for an image without layers; `lease` keeps the image until QEMU has its files open.
 
     `verity` says what each layer must be, where that is to be checked.

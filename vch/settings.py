@@ -21,9 +21,8 @@ images and registries; imagebuild/config_file.py reads them, and only when a reg
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from imagebuild import home
 from vch.errors import SettingsError
@@ -51,8 +50,7 @@ NO_TEMPLATES = "off"
 _REMEDY = "see docs/run.md, Settings"
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """All settings, with defaults filled in.  Sizes in bytes."""
 
     home: Path

@@ -110,14 +110,14 @@ def _forget_old(folder: Path) -> None:
 def _key(python: runtime.Runtime, root: Path, modules: Modules) -> str:
     """A digest of all inputs: sources by content, what packages installed by name, size and time of change."""
     digest = hashlib.sha256(python.fingerprint().encode())
-    builder = Path(__file__).resolve().parent
-    ours = (runtime.Module(name, builder / name) for name in BUILDER)
-    for module in (*runtime.agent_modules(root, runtime.AGENT), *ours):
-        digest.update(f"\0{module.name}\0".encode())
-        with open(module.file, "rb") as file:
+    builder = os.path.dirname(os.path.realpath(__file__))
+    ours = ((name, f"{builder}/{name}") for name in BUILDER)
+    for name, path in (*runtime.agent_sources(root, runtime.AGENT), *ours):
+        digest.update(f"\0{name}\0".encode())
+        with open(path, "rb", buffering=0) as file:
             digest.update(file.read())
     digest.update(b"".join(modules.lists().values()))
-    for path in modules.files():
-        found = path.stat()
-        digest.update(f"\0{path.name}\0{found.st_size}\0{found.st_mtime_ns}".encode())
+    for module in modules.files():
+        found = module.stat()
+        digest.update(f"\0{module.name}\0{found.st_size}\0{found.st_mtime_ns}".encode())
     return digest.hexdigest()[:32]

@@ -6,6 +6,8 @@ Every machine asks for it, so nothing that only building needs is imported to fi
 from __future__ import annotations
 
 import hashlib
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 from imagebuild.boot import kernel_cache
@@ -33,8 +35,13 @@ def pico(cache: Path) -> Kernel | None:
     """
     wanted = fragment_key(fragment_text())
     folder = cache / "kernels"
-    for candidate in (folder / KIND, *sorted(folder.glob(f"{KIND}-*"))):
+    for candidate in itertools.chain((folder / KIND,), _all(folder)):
         found = kernel_cache.load(candidate)
         if found is not None and found[1].get("fragment") == wanted:
             return found[0]
     return None
+
+
+def _all(folder: Path) -> Iterator[Path]:
+    """Every one in the cache; looked for only when the newest is not the one."""
+    yield from sorted(folder.glob(f"{KIND}-*"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from imagebuild.errors import StoreError
@@ -34,10 +33,10 @@ def patched(store: Store, layers: list[LayerRecord], lease: Callable[[str], obje
                 patch = _patch(store, keys, facts, lease)
             if patch:
                 keys.append(patch)
-            layer = replace(layer, patch=patch, data_size=facts.data_size, verity_root=facts.verity_root)  # noqa: PLW2901
+            layer = layer._replace(patch=patch, data_size=facts.data_size, verity_root=facts.verity_root)  # noqa: PLW2901
             if patch:
                 of_patch = _facts(store, patch)
-                layer = replace(layer, patch_size=of_patch.data_size, patch_root=of_patch.verity_root)  # noqa: PLW2901
+                layer = layer._replace(patch_size=of_patch.data_size, patch_root=of_patch.verity_root)  # noqa: PLW2901
         done.append(layer)
     return done
 

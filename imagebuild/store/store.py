@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -353,6 +352,8 @@ class Store:
                 temporary.rename(folder)
             except OSError:
                 if not path.exists():  # else another was faster, with the same result
+                    import shutil
+
                     shutil.rmtree(folder, ignore_errors=True)
                     temporary.rename(folder)
         return path

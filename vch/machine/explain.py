@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 import signal
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from tether.link.lastwords import read_last_words
 from tether.link.messages import Fault, Goodbye
@@ -40,8 +40,7 @@ class Stage(Enum):
     RUNNING = "run container"  # the process ran
 
 
-@dataclass(frozen=True)
-class Evidence:
+class Evidence(NamedTuple):
     """What was seen of a machine that is gone.  `ended` is None if QEMU never ran.
 
     `shutdown` is what QEMU said about it (the reason of the monitor's event SHUTDOWN: "guest-reset", ...), `killed` why
