@@ -62,7 +62,7 @@ class Launch(NamedTuple):
         try:
             if self.prepared.disk is not None:
                 disks.add_image(IMAGE_SERIAL, self.prepared.disk)
-            disks.add_unnamed(TOP_SERIAL, self.settings.disk_size)
+            disks.add_unnamed(TOP_SERIAL, self.settings.disk_size, blank=True)
             for index, mount in enumerate(volume_mounts(self.options, self.prepared.run)):
                 serial = VOLUME_SERIAL.format(index)
                 if mount.name:

@@ -59,6 +59,7 @@ class Drive(NamedTuple):
 
     `volatile`: nobody will ever read it after the machine is gone, so the guest's flushes need not reach a disk.
     `content`: the fd set of the file that holds what is on such a disk, which is empty when the machine starts.
+    `blank`: it has no file system yet; it gets one when it is known that no template brings it (vch/clone/top.py).
     """
 
     serial: str
@@ -66,6 +67,7 @@ class Drive(NamedTuple):
     read_only: bool = False
     volatile: bool = False
     content: int = 0
+    blank: bool = False
 
 
 class UserNetwork(NamedTuple):
