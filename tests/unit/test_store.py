@@ -383,31 +383,6 @@ def test_a_layer_is_converted_once(tmp_path: Path) -> None:
     assert done.count("PRESENT") == 6
 
 
-def test_what_the_store_has_is_only_asked_for(tmp_path: Path) -> None:
-    """A folder is looked at each time; what it has is brought again only if something of it is not in the store."""
-    folder = write_layout(tmp_path / "layout", {"one": some_layers(2, 1000)})
-    store = Store(tmp_path / "store")
-    name = f"oci:{folder}:one"
-
-    def changed() -> bool:
-        before = store.record_path(image.digest).stat().st_ino if store.record_path(image.digest).exists() else 0
-        assert pull(name, store=store, platform="linux/amd64") == image
-        return store.record_path(image.digest).stat().st_ino != before
-
-    image = pull(name, store=store, platform="linux/amd64")
-    assert not changed()
-    store.untag(name)
-    assert changed()
-    image.layers[0].path.unlink()
-    assert changed()
-    store.record_path(image.digest).write_text("damaged")
-    assert changed()
-    assert pull(name, store=store, platform="linux/amd64", verity=True).layers[0].verity_root
-    assert changed()
-    assert not changed()
-    assert store.named(name) == image.digest
-
-
 def test_a_full_disk_is_explained_and_nothing_is_left(tmp_path: Path) -> None:
     folder = write_layout(tmp_path / "layout", {"one": some_layers(1, 3_000_000)})
     small = tmp_path / "small"
