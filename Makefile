@@ -29,6 +29,7 @@ $(STAMP): setup.cfg pyproject.toml | packages
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --disable-pip-version-check --editable '.[test,guest,sbom]' >$(VENV)/pip.log 2>&1 || \
 		{ cat $(VENV)/pip.log >&2; exit 1; }
+	@$(BIN)/python -m compileall -q tether imagebuild initramfs vch  # pip does it, but not for what is editable
 	@touch $@
 
 test: setup ## lint, types, unit tests, then tests in real VMs
@@ -59,7 +60,7 @@ fuzz: setup ## fuzz what untrusted bytes of the link reach, until stopped or for
 
 pico: setup ## build the pico kernel once (about 12 minutes on two cores); used as soon as it exists
 	@scripts/install-packages pico
-	@$(BIN)/python -m imagebuild.boot.pico
+	@$(BIN)/python -m imagebuild.boot.pico_build
 
 iso: setup ## write build/vch.iso: a kernel, the agent and IMAGE (or the demo image), for BIOS and UEFI
 	@scripts/make-iso build/vch.iso "$(IMAGE)"

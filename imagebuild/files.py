@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,7 +67,7 @@ def publish(temporary: Path, path: Path) -> None:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write or replace ``path`` in one step."""
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
+    temporary = path.with_name(f".{path.name[:100]}.{os.urandom(6).hex()}{TEMPORARY_SUFFIX}")
     try:
         temporary.write_bytes(content)
         publish(temporary, path)

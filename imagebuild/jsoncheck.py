@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from imagebuild.errors import ManifestError
 
@@ -19,8 +18,7 @@ MAX_DOCUMENT = 4 << 20
 MAX_INTEGER = (1 << 63) - 1
 
 
-@dataclass(frozen=True)
-class Node:
+class Node(NamedTuple):
     """A JSON object together with where it stands, so that an error can say ``config.Env[3]``."""
 
     document: str  # what is being read, such as "manifest sha256:..."

@@ -7,7 +7,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from tether.link.messages import Started
@@ -93,7 +93,7 @@ def machine_plan(
 ) -> Iterator[Plan]:
     """What it takes to run `command` of `image` without a network; what it holds is given back at the end."""
     options = parse_run(["--network", "none", image, *command], os.environ)
-    configured = replace(settings.load(os.environ), link=link)
+    configured = settings.load(os.environ)._replace(link=link)
     with ExitStack() as held:
         prepared = prepare(options, configured, lambda line: None)
         held.callback(prepared.lease.release)
@@ -107,7 +107,7 @@ def machine_plan(
             accelerator=prepared.verdict.accelerator,
             memory_mib=MEMORY_MIB,
             cpus=1,
-            boot=replace(prepared.boot, arguments=(*prepared.boot.arguments, *words)),
+            boot=prepared.boot._replace(arguments=(*prepared.boot.arguments, *words)),
             drives=tuple(disks.drives),
             fd_sets=disks.fd_sets,
             link=link,
@@ -143,7 +143,7 @@ def link_machine(
             held.callback(far.close)
             near.setblocking(True)
             near.settimeout(WAIT_SECONDS)
-            config = replace(config, devices=_raw_device(raw, far.fileno()), device_fds=(far.fileno(),))
+            config = config._replace(devices=_raw_device(raw, far.fileno()), device_fds=(far.fileno(),))
         machine = held.enter_context(Machine(config, plan.program))
         machine.start(plan.spec)
         made = LinkMachine(machine, near)

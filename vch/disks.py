@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
-import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from imagebuild.disk import vmdk
 from vch.errors import HostError
 from vch.locks import NameLock
-from vch.qemu.config import Drive
+from vch.qemu.config import Drive, MachineConfig
 
 SECTOR = 512
 MIB = 1 << 20
@@ -33,32 +31,37 @@ DESCRIPTOR, CONTENT = "volume.vmdk", "volume-flat.vmdk"
 NO_SPACE = "make room, or set VCH_HOME to a folder with more"
 
 
-@dataclass
 class DiskSet:
     """The writable disks of one machine, with all that is held open or locked for them until `close`."""
 
-    home: Path
-    """The folder of all state: named volumes are in it, and unnamed files on its file system."""
-    drives: list[Drive] = field(default_factory=list)
-    fd_sets: dict[int, int] = field(default_factory=dict)
-    _held: ExitStack = field(default_factory=ExitStack)
+    def __init__(self, home: Path) -> None:
+        """`home` is the folder of all state: named volumes are in it, and unnamed files on its file system."""
+        self.home = home
+        self.drives: list[Drive] = []
+        self.fd_sets: dict[int, int] = {}
+        self._held = ExitStack()
 
-    def add_unnamed(self, serial: str, size: int) -> None:
+    def add_unnamed(self, serial: str, size: int, *, blank: bool = False) -> None:
         """A disk of `size` bytes that ends with the machine; smaller where the host has less room.
 
-        So a container that fills it is told "no space left" by its own file system, as it should be.
+        So a container that fills it is told "no space left" by its own file system, as it should be.  A `blank` one
+        has none until `format_blank`.
         """
         content = self._keep(unnamed_file(self.home))
         size = min(size, _room(content, str(self.home)))
-        self.add_file(serial, content, size)
+        self.add_file(serial, content, size, blank=blank)
 
-    def add_file(self, serial: str, content: int, size: int) -> None:
+    def add_file(self, serial: str, content: int, size: int, *, blank: bool = False) -> None:
         """A disk of `size` bytes in an open file of the caller's, as empty as the unnamed ones."""
-        format_empty(content, size, str(self.home))
+        if blank:
+            os.ftruncate(content, size)
+        else:
+            format_empty(content, size, str(self.home))
         described = self._keep(os.memfd_create(f"vmdk-{serial}", os.MFD_CLOEXEC))
         number = self._fd_set(content)
         os.write(described, vmdk.flat(f"/dev/fdset/{number}", size // SECTOR).encode())
-        self.drives.append(Drive(serial, f"/dev/fdset/{self._fd_set(described)}", volatile=True, content=number))
+        path = f"/dev/fdset/{self._fd_set(described)}"
+        self.drives.append(Drive(serial, path, volatile=True, content=number, blank=blank))
 
     def add_volume(self, serial: str, name: str, size: int, read_only: bool) -> None:
         """The volume `name`, made with `size` bytes if there is none.  Raises HostError if another machine has it."""
@@ -94,6 +97,8 @@ def unnamed_file(folder: Path) -> int:
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):  # open(2), O_TMPFILE: "not supported here"
             raise HostError("make disk", str(folder), error.strerror or str(error), NO_SPACE) from error
+    import tempfile
+
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".disk-") as file:  # has a name for an instant only
         return os.dup(file.fileno())
 
@@ -109,6 +114,9 @@ def _room(descriptor: int, subject: str) -> int:
 
 def make_volume(folder: Path, size: int) -> None:
     """An empty named volume, whole or not at all.  The caller has locked the name."""
+    import shutil
+    import tempfile
+
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
     try:
@@ -129,6 +137,14 @@ def make_volume(folder: Path, size: int) -> None:
 def format_empty(descriptor: int, size: int, subject: str) -> None:
     """Makes an open file the content of a disk that ends with its machine, whatever was in it.  Raises HostError."""
     _format(descriptor, size, subject, journal=False)  # whatever ends the machine ends the disk too
+
+
+def format_blank(config: MachineConfig, drives: Sequence[Drive]) -> None:
+    """Makes the file systems of those of a machine's drives that have none yet.  Raises HostError."""
+    for drive in drives:
+        if drive.blank:
+            content = config.fd_sets[drive.content]
+            format_empty(content, os.fstat(content).st_size, config.name)
 
 
 def _format(descriptor: int, size: int, subject: str, *, journal: bool) -> None:

@@ -6,7 +6,7 @@ What `vch run` and `vch.Machine` have in common.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tether.link.waking import Prepare
 from tether.spec import Terminal
@@ -49,8 +49,7 @@ def check(options: RunOptions, settings: Settings) -> None:
         raise UsageError(f"Minimum memory limit allowed is {LEAST_MEMORY // MIB}MB")
 
 
-@dataclass(frozen=True)
-class Launch:
+class Launch(NamedTuple):
     """One machine to be: what was asked for, and what it was prepared with."""
 
     options: RunOptions
@@ -64,7 +63,7 @@ class Launch:
         try:
             if self.prepared.disk is not None:
                 disks.add_image(IMAGE_SERIAL, self.prepared.disk)
-            disks.add_unnamed(TOP_SERIAL, self.settings.disk_size)
+            disks.add_unnamed(TOP_SERIAL, self.settings.disk_size, blank=True)
             for index, mount in enumerate(volume_mounts(self.options, self.prepared.run)):
                 serial = VOLUME_SERIAL.format(index)
                 if mount.name:

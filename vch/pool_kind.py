@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tether.link.waking import Prepare
@@ -30,8 +30,9 @@ class WaitingRoot:
 
     def disks(self) -> DiskSet:
         """The disks, once more.  Raises HostError.  The caller closes them when QEMU has them."""
-        made = DiskSet(self.home, [self.image])
-        made.add_unnamed(self.top_serial, self.top_bytes)
+        made = DiskSet(self.home)
+        made.drives.append(self.image)
+        made.add_unnamed(self.top_serial, self.top_bytes, blank=True)
         return made
 
 
@@ -56,7 +57,7 @@ class Kind:
         """One more, which is given to `starting` before anything takes time.  Raises OperationError."""
         disks = self.root.disks() if self.root is not None else DiskSet(Path())
         try:
-            config = replace(self.config, drives=tuple(disks.drives), fd_sets=disks.fd_sets)
+            config = self.config._replace(drives=tuple(disks.drives), fd_sets=disks.fd_sets)
             machine = Machine(config, self.program, cloning=self.cloning, on_detail=on_detail)
             starting(machine)
             machine.boot()
@@ -67,11 +68,11 @@ class Kind:
 
 def kind_of(config: MachineConfig, home: Path, program: str, cloning: Cloning | None, *, with_root: bool) -> Kind:
     """The kind of the machine `config`, whose unnamed disks are on the file system of `home`."""
-    plain = None if config.network is None else replace(config.network, mac=_WAITING_MAC, published=())
-    bare = growable(replace(config, name="pool", drives=(), fd_sets={}, network=plain))
+    plain = None if config.network is None else config.network._replace(mac=_WAITING_MAC, published=())
+    bare = growable(config._replace(name="pool", drives=(), fd_sets={}, network=plain))
     if not with_root or cloning is None or cloning.prepare is None or not rooted(config):
         return Kind(bare, program, cloning, None)
     image, top = config.drives[:ROOT_DRIVES]
     size = os.fstat(config.fd_sets[top.content]).st_size
     root = WaitingRoot(home, image, top.serial, size, cloning.prepare)
-    return Kind(bare, program, replace(cloning, eager=True), root)
+    return Kind(bare, program, cloning._replace(eager=True), root)

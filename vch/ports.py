@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from vch.errors import HostError
 
@@ -13,8 +13,7 @@ ANY_ADDRESS = "0.0.0.0"
 _KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 
 
-@dataclass(frozen=True)
-class Published:
+class Published(NamedTuple):
     """One port of the container made reachable at one of the host.  `host_port` 0 asks for any free one."""
 
     protocol: str
@@ -97,7 +96,7 @@ def check_free(ports: Sequence[Published]) -> list[Published]:
                     probe.listen(1)
             except OSError as error:
                 raise HostError("publish port", port.shown, error.strerror or str(error), _remedy(port)) from error
-            chosen.append(replace(port, host_port=probe.getsockname()[1]))
+            chosen.append(port._replace(host_port=probe.getsockname()[1]))
     finally:
         for probe in probes:
             probe.close()

@@ -6,12 +6,12 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from imagebuild.boot.initramfs import START_WORDS, build_initramfs, plain_image
+from imagebuild.boot.boot_image import build_initramfs, plain_image
 from imagebuild.boot.kernel import choose as choose_kernel
+from imagebuild.boot.runtime import START_WORDS
 from imagebuild.store.store import Store
 from imagebuild.transfer.pulling import PullPolicy, pull
 from tether.spec import Verity
@@ -20,7 +20,7 @@ from vch.pull_view import PullView
 from vch.qemu import accel
 from vch.qemu.boot_plan import boot_files, find_firmware, kernel_arguments
 from vch.qemu.config import BootFiles
-from vch.settings import MIB, Settings, registry_settings
+from vch.settings import MIB, Settings
 
 if TYPE_CHECKING:
     from imagebuild.oci.imageconfig import RunConfig
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 ROOMY = 192 * MIB
 
 
-@dataclass(frozen=True)
-class Prepared:
+class Prepared(NamedTuple):
     """All of it.  `disk` is None for an image without layers; `lease` keeps the image until QEMU has its files open.
 
     `verity` says what each layer must be, where that is to be checked.
@@ -100,7 +99,6 @@ def _image(options: RunOptions, settings: Settings) -> tuple[Image, Lease]:
             platform=options.platform,
             policy=PullPolicy(options.pull),
             progress=view,
-            settings=registry_settings(os.environ),
             verity=_wants_verity(options, settings),
         )
     finally:

@@ -345,9 +345,8 @@ class Machine:
         """Options that have a command: an image need not have one."""
         if not self._idle:
             return self._options
-        from dataclasses import replace
 
-        return replace(self._options, entrypoint="", command=("idle",))
+        return self._options._replace(entrypoint="", command=("idle",))
 
     def _process(self, args: Sequence[str], env: Mapping[str, str] | None, cwd: str, user: str | None) -> Process:
         """As the primary one, but for what is given."""

@@ -21,17 +21,13 @@ images and registries; imagebuild/config_file.py reads them, and only when a reg
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from imagebuild import home
 from vch.errors import SettingsError
 from vch.options import values
 from vch.qemu.config import PROGRAM, LinkKind
-
-if TYPE_CHECKING:
-    from imagebuild.registry.settings import RegistrySettings
 
 T = TypeVar("T")
 MIB = 1 << 20
@@ -54,8 +50,7 @@ NO_TEMPLATES = "off"
 _REMEDY = "see docs/run.md, Settings"
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """All settings, with defaults filled in.  Sizes in bytes."""
 
     home: Path
@@ -97,15 +92,6 @@ def load(environ: Mapping[str, str]) -> Settings:
     )
     given.refuse_rest()
     return settings
-
-
-def registry_settings(environ: Mapping[str, str]) -> RegistrySettings | None:
-    """What the registry client wants to know; None if the user has said nothing, which spares its reader's import."""
-    if not home.config_file(environ).exists() and "VCH_INSECURE_REGISTRIES" not in environ:
-        return None
-    from imagebuild.config_file import load_settings
-
-    return load_settings(environment=environ).registries
 
 
 class _Given:

@@ -12,15 +12,17 @@ from pathlib import Path
 import zstandard
 
 from imagebuild.boot import cpio, initramfs, reasons, runtime
-from imagebuild.boot.initramfs import Initramfs, Modules, Part
-from imagebuild.boot.kernel import Kernel, boot_modules, demand_modules
+from imagebuild.boot.boot_image import Initramfs, build_initramfs
+from imagebuild.boot.initramfs import Part
+from imagebuild.boot.kernel import MODULE_FOLDER, Modules, carried_modules
+from imagebuild.boot.kernel_cache import Kernel
 from imagebuild.errors import InitramfsError
 
 AGENT_GROUP, LIBRARY_GROUP, RUNTIME_GROUP, DRIVER_GROUP = "agent", "library", "interpreter", "kernel modules"
 
 _WHY = {
     "init": "the kernel runs it as PID 1",
-    initramfs.INIT_COMPILED: "the same, compiled, where the kernel is told of it",
+    runtime.INIT_COMPILED: "the same, compiled, where the kernel is told of it",
     runtime.START: "what starting imports; removed when it is loaded",
     runtime.LATE: "what is imported later, if ever, compressed",
 }
@@ -71,9 +73,9 @@ def take_inventory(kernel: Kernel, cache: Path, source_root: Path | None = None)
     Raises InitramfsError, also if the image in the cache is not made of what is listed; KernelError.
     """
     root = source_root or Path(__file__).resolve().parents[2]
-    image = initramfs.build_initramfs(kernel, cache, root)
+    image = build_initramfs(kernel, cache, root)
     python = runtime.find_runtime()
-    modules = Modules(boot_modules(kernel), demand_modules(kernel))
+    modules = carried_modules(kernel)
     with tempfile.TemporaryDirectory(prefix="vch-inventory-") as scratch:
         found = initramfs.parts(python, root, modules, Path(scratch))
     packed = cpio.archive(part.entry for part in found)
@@ -96,7 +98,7 @@ class _Importers:
 
 
 def _importers(python: runtime.Runtime, root: Path) -> _Importers:
-    agent = runtime.agent_modules(root, initramfs.AGENT)
+    agent = runtime.agent_modules(root, runtime.AGENT)
     mentioned = reasons.mentions({module.name: module.file.read_text(encoding="utf-8") for module in agent})
     late = [module.name for module in initramfs.chosen_modules(python, root).late if module.name in mentioned]
     return _Importers(reasons.importers(python, root, (*initramfs.START_MODULES, *late)), mentioned)
@@ -124,11 +126,11 @@ def _is_binary(part: Part) -> bool:
 def _item(part: Part, importers: _Importers, users: Mapping[str, list[str]], drivers: Mapping[str, str]) -> Item:
     path, name = part.entry.path, Path(part.entry.path).name
     if part.module:
-        ours = part.module.partition(".")[0] == initramfs.AGENT
+        ours = part.module.partition(".")[0] == runtime.AGENT
         group, why = AGENT_GROUP if ours else LIBRARY_GROUP, importers.why(part.module)
         if part.module == runtime.LANDMARK:
             why = "by this file the interpreter recognises its library"
-    elif path.startswith(initramfs.MODULE_FOLDER):
+    elif path.startswith(MODULE_FOLDER):
         group, why = DRIVER_GROUP, drivers.get(name, "which modules to load, for the agent")
     elif path == runtime.INTERPRETER:
         group, why = RUNTIME_GROUP, "runs /init"

@@ -15,12 +15,10 @@ from __future__ import annotations
 import functools
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from imagebuild.errors import KernelError
 from imagebuild.locks import locked
@@ -36,8 +34,7 @@ def silent(_phase: str) -> None:
     """The Progress of a caller that does not want to know."""
 
 
-@dataclass(frozen=True)
-class Kernel:
+class Kernel(NamedTuple):
     """A kernel that can be booted."""
 
     name: str
@@ -74,6 +71,11 @@ def parse_config(text: str) -> dict[str, str]:
         elif line.startswith("# CONFIG_") and line.endswith(" is not set"):
             values[line.split()[1]] = "n"
     return values
+
+
+def data_file(name: str) -> Path:
+    """A file of the folder initramfs/, from a checkout or an installed package."""
+    return Path(__file__).resolve().parents[2] / "initramfs" / name
 
 
 def kernels_folder(cache: Path) -> Path:
@@ -113,6 +115,9 @@ def making(cache: Path, kind: str, progress: Progress) -> Iterator[tuple[Path, i
     The second value is the lock's descriptor: a child that inherits it keeps the lock until it ends too, so that an
     orphaned compiler and a new build never share a folder.  Whatever is in the folder afterwards is removed.
     """
+    import shutil
+    import tempfile
+
     folder = kernels_folder(cache)
     say_once = functools.cache(lambda: progress(f"{kind} kernel: wait for another process that makes it"))
     with locked(folder / f".{kind}.lock", waiting=say_once) as lock:
@@ -133,6 +138,8 @@ def install(cache: Path, made: Path, name: str, kind: str, record: dict[str, str
     folder = kernels_folder(cache)
     target = folder / name
     if target.exists():  # damaged, or we would not have been asked to make it
+        import shutil
+
         shutil.rmtree(target)
     made.chmod(0o755)  # mkdtemp's 0700 was for the scratch
     made.rename(target)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from imagebuild.errors import KernelError
 
@@ -22,8 +22,7 @@ _SHDR = struct.Struct("<IIQQQQIIQQ")  # Elf64_Shdr: name type flags addr offset 
 _RE_DOWNLOAD = "delete the kernel's folder in the cache and try again"
 
 
-@dataclass(frozen=True)
-class Module:
+class Module(NamedTuple):
     """One loadable module: where its file is (relative to the module folder) and what must be loaded before it."""
 
     file: str
@@ -32,8 +31,7 @@ class Module:
     before: tuple[str, ...] = ()  # softdep "pre": loaded before where they exist
 
 
-@dataclass(frozen=True)
-class ModuleIndex:
+class ModuleIndex(NamedTuple):
     """All modules of one kernel by canonical name, and the names that are built into it."""
 
     modules: Mapping[str, Module]

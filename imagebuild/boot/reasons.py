@@ -15,7 +15,7 @@ from imagebuild.boot import runtime
 from imagebuild.boot.elf import Elf
 
 if TYPE_CHECKING:
-    from imagebuild.boot.initramfs import Modules
+    from imagebuild.boot.kernel import Modules
 
 AT_START = "the interpreter, before its first line"
 INIT_RUNS = ("tether", "tether.__main__")

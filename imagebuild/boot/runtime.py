@@ -13,18 +13,22 @@ because marshal's output depends on what else lives in the process.
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from imagebuild.boot.elf import Elf, libraries
 from imagebuild.errors import InitramfsError
 
 INTERPRETER = "usr/bin/python3.11"
 LIBRARY = "usr/lib/python3.11"
 LIBRARY_FOLDERS = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "lib64")
 COMPILE_TIMEOUT_S = 120
+AGENT = "tether"  # the package that it runs
+OPTIONS = "-ISXutf8"  # -I: no environment, no user site; -S: no site.py; utf8: no search for a locale
+INIT_MODULE = "init"  # of the agent: what runs first
+INIT_COMPILED = f"{INIT_MODULE}.pyc"
+# Words of a kernel command line: run /init.pyc.  They come last: what follows "--" is for the program.
+START_WORDS = (f"rdinit=/{INTERPRETER}", "--", OPTIONS, f"/{INIT_COMPILED}")
 START, LATE = "start.modules", "late.modules"  # what starting imports, and the rest (tether/init.py reads them)
 LANDMARK = "os"  # by os.pyc, be it empty, the interpreter recognises its own library (getpath.py)
 LEFT_OUT = ("_json",)  # a faster half of json, which does without it; a spec is read once
@@ -75,8 +79,7 @@ with open(sys.argv[2], "wb") as file:
 """
 
 
-@dataclass(frozen=True)
-class Runtime:
+class Runtime(NamedTuple):
     """An interpreter and its libraries, installed or unpacked below `root`."""
 
     root: Path
@@ -102,8 +105,7 @@ class Runtime:
         return " ".join(facts)
 
 
-@dataclass(frozen=True)
-class Module:
+class Module(NamedTuple):
     """A module to take along: a Python source or an extension."""
 
     name: str
@@ -122,8 +124,7 @@ class Module:
         return f"{path}/__init__.pyc" if self.file.name == "__init__.py" else f"{path}.pyc"
 
 
-@dataclass(frozen=True)
-class PythonModules:
+class PythonModules(NamedTuple):
     """The Python modules to take along, by how they travel (extension modules are files anyway).
 
     `files`: one each, in the library's folder, for the interpreter itself; `start`: what starting imports; `late`:
@@ -136,8 +137,7 @@ class PythonModules:
     extensions: list[Module]
 
 
-@dataclass(frozen=True)
-class Compiled:
+class Compiled(NamedTuple):
     """Python modules as code: each target below the library folder with its .pyc, and the contents of START and LATE
     with what each module takes of them, in bytes."""
 
@@ -187,11 +187,20 @@ def choose_modules(
 
 def agent_modules(source_root: Path, package: str) -> list[Module]:
     """All modules of the agent's package, also those that it imports late."""
+    return [Module(name, Path(path)) for name, path in agent_sources(source_root, package)]
+
+
+def agent_sources(source_root: Path, package: str) -> list[tuple[str, str]]:
+    """The same, as names and paths: every start of a machine asks, and making 80 Paths takes longer than looking."""
     found = []
-    for path in sorted((source_root / package).rglob("*.py")):
-        parts = path.relative_to(source_root).with_suffix("").parts
-        found.append(Module(".".join(parts[:-1] if parts[-1] == "__init__" else parts), path))
-    return found
+    root = f"{source_root}/"
+    for folder, _, files in os.walk(f"{root}{package}"):
+        for file in files:
+            if file.endswith(".py"):
+                path = f"{folder}/{file}"
+                name = path.removeprefix(root).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+                found.append((name, path))
+    return sorted(found)
 
 
 def compile_modules(runtime: Runtime, modules: PythonModules, into: Path) -> Compiled:
@@ -215,6 +224,8 @@ def compile_modules(runtime: Runtime, modules: PythonModules, into: Path) -> Com
 
 def shared_objects(runtime: Runtime, modules: list[Module]) -> dict[str, Path]:
     """Path in the initramfs -> file, of the loader and all libraries of the interpreter and its extensions."""
+    from imagebuild.boot.elf import Elf, libraries
+
     programs = [runtime.interpreter, *(module.file for module in modules if module.is_extension)]
     loader = Elf(runtime.interpreter).loader
     if loader is None:
@@ -227,6 +238,8 @@ def shared_objects(runtime: Runtime, modules: list[Module]) -> dict[str, Path]:
 
 def run(command: list[str], step: str, text: str) -> str:
     """Runs the interpreter with a fixed hash seed and nothing of the caller's environment; gives its output."""
+    import subprocess
+
     done = subprocess.run(command, input=text, env={"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"}, text=True,
                           capture_output=True, timeout=COMPILE_TIMEOUT_S, check=False)
     if done.returncode:

@@ -134,7 +134,7 @@ def _target(options: argparse.Namespace, image: Image) -> Reference:
 
 
 def _load(options: argparse.Namespace) -> int:
-    from imagebuild.sources.open_source import all_images, open_bundle
+    from imagebuild.sources.open_archive import all_images, open_bundle
     from imagebuild.transfer.fetch import fetch
 
     store = user_store()

@@ -1,7 +1,7 @@
 """Where everything is in a new ext4: a size in, block numbers out.  The decisions are explained in ext4.py."""
 
-from dataclasses import dataclass
-from functools import cached_property
+import functools
+from typing import NamedTuple
 
 from imagebuild.errors import DiskError
 
@@ -25,8 +25,7 @@ _BYTES_PER_INODE_SMALL, _BYTES_PER_INODE = 8192, 16384
 _LAST_GROUP_MIN_FREE = 50  # blocks; a last group with less to give is left off, as mke2fs does
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """A file system of ``blocks`` blocks in ``groups`` groups; all numbers are blocks unless they say otherwise."""
 
     blocks: int
@@ -44,16 +43,10 @@ class Layout:
         """Length of one group's inode table."""
         return self.inodes_per_group * INODE // BLOCK
 
-    @cached_property
+    @property
     def copies(self) -> frozenset[int]:
         """The groups with room for a superblock and descriptors: 0, 1, and powers of 3, 5 and 7 (sparse_super)."""
-        found = {0, 1}
-        for base in (3, 5, 7):
-            power = base
-            while power < self.groups:
-                found.add(power)
-                power *= base
-        return frozenset(group for group in found if group < self.groups)
+        return _copies(self.groups)
 
     def bitmap(self, group: int) -> int:
         """The group's block bitmap; its inode bitmap and its inode table follow."""
@@ -92,6 +85,17 @@ class Layout:
         """How many blocks of the whole file system are free."""
         copies = (len(self.copies) - 1) * (1 + self.table_blocks)
         return self.blocks - self.used(0) - (self.groups - 1) * (2 + self.inode_blocks) - copies
+
+
+@functools.cache
+def _copies(groups: int) -> frozenset[int]:
+    found = {0, 1}
+    for base in (3, 5, 7):
+        power = base
+        while power < groups:
+            found.add(power)
+            power *= base
+    return frozenset(group for group in found if group < groups)
 
 
 def plan(size: int, *, journal: bool = True) -> Layout:

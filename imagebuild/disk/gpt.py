@@ -10,7 +10,7 @@ import struct
 import uuid
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from imagebuild.errors import DiskError
 
@@ -28,8 +28,7 @@ _MBR_TYPE_GPT = 0xEE
 _MBR_MAX_SECTORS = 0xFFFFFFFF  # a larger disk says "as many as fit" in its protective record
 
 
-@dataclass(frozen=True)
-class Partition:
+class Partition(NamedTuple):
     """One partition: its first sector, its length in sectors, its own GUID, its name and what it is for."""
 
     first: int

@@ -13,16 +13,20 @@ have no slash, so layers are reached through symbolic links beside the descripto
 Format: VMware "Virtual Disk Format 1.1".
 """
 
+from __future__ import annotations
+
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-from imagebuild.disk import gpt
-from imagebuild.disk.gpt import SECTOR
 from imagebuild.errors import DiskError
 
+if TYPE_CHECKING:
+    from imagebuild.disk import gpt
+
+SECTOR = 512  # bytes
 NO_PARENT = 0xFFFFFFFF  # the content ID that means "there is no parent"
 DESCRIPTOR_NAME = "disk.vmdk"  # of an image disk, in its own directory
 LAYER_ALIGNMENT = 4096  # bytes: the page size, and what an EROFS file is a multiple of
@@ -32,8 +36,7 @@ _NAME_LIMIT = 511  # bytes of an extent's file name that QEMU's parser takes
 _HARDWARE_VERSION = 7  # of ESX 4, the first with pvscsi
 
 
-@dataclass(frozen=True)
-class Extent:
+class Extent(NamedTuple):
     """A stretch of the disk: ``sectors`` sectors of the file ``name``, from the file's beginning."""
 
     name: str
@@ -41,16 +44,14 @@ class Extent:
     kind: str = "FLAT"
 
 
-@dataclass(frozen=True)
-class DiskLayer:
+class DiskLayer(NamedTuple):
     """A layer on its way to a disk: the file that holds it, and whose content that is (``sha256:...``)."""
 
     diff_id: str
     path: Path
 
 
-@dataclass(frozen=True)
-class ImageDiskPlan:
+class ImageDiskPlan(NamedTuple):
     """What an image disk will be: its extents in order, its partitions, its size in sectors, its descriptor."""
 
     extents: tuple[Extent, ...]
@@ -95,6 +96,8 @@ def plan_image_disk(layers: Sequence[tuple[str, int]]) -> ImageDiskPlan:
 
     Raises DiskError for a size that is no multiple of 4 KiB, a layer given twice, or more layers than a table holds.
     """
+    from imagebuild.disk import gpt  # late: the disk of an image is made once
+
     extents = [Extent("gpt-primary.img", _FRONT_SECTORS)]
     partitions = []
     at = _FRONT_SECTORS
@@ -135,6 +138,8 @@ def image_disk(layers: Sequence[DiskLayer], directory: Path, *, links_from: Path
 
 def table_files(plan: ImageDiskPlan) -> dict[str, bytes]:
     """The two files with the partition table, by name."""
+    from imagebuild.disk import gpt
+
     front, back = plan.extents[0], plan.extents[-1]
     return {
         front.name: gpt.primary(plan.partitions, plan.sectors).ljust(front.sectors * SECTOR, b"\0"),

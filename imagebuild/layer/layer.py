@@ -32,9 +32,6 @@ from imagebuild.layer.tree import Tree
 from imagebuild.layer.verity import append_tree
 from imagebuild.newfile import NewFile
 
-#: Raised whenever the image made from the same layer changes, so that stores make theirs anew.
-CONVERTER_VERSION = 1
-
 _LABEL_LENGTH = 15
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from imagebuild.boot.initramfs import build_initramfs
+from imagebuild.boot.boot_image import build_initramfs
 from imagebuild.boot.kernel import choose
 from imagebuild.errors import MediaError
 from imagebuild.media.appliance import appliance_files

@@ -6,8 +6,8 @@ Sources: OCI image-spec ``config.md`` and, for Healthcheck and Shell, Docker's i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import NamedTuple
 
 from imagebuild.digest import digest_of, digest_problem
 from imagebuild.errors import ManifestError
@@ -20,8 +20,7 @@ MAX_WORDS = 16384  # environment entries, arguments, volumes, ports, labels: eac
 MAX_HISTORY = 4096  # one entry a build step, those that made no layer included
 
 
-@dataclass(frozen=True)
-class Healthcheck:
+class Healthcheck(NamedTuple):
     """How to find out whether the container works.  Times in nanoseconds; 0 means the engine's default."""
 
     test: tuple[str, ...]
@@ -32,8 +31,7 @@ class Healthcheck:
     start_interval_ns: int = 0
 
 
-@dataclass(frozen=True)
-class RunConfig:
+class RunConfig(NamedTuple):
     """What the image wants of the process that runs in it.  None and empty differ: ``[]`` clears an inherited one."""
 
     env: tuple[str, ...]
@@ -44,13 +42,15 @@ class RunConfig:
     stop_signal: str
     volumes: tuple[str, ...]
     exposed_ports: tuple[str, ...]
-    labels: Mapping[str, str] = field(hash=False)
+    labels: Mapping[str, str]
     healthcheck: Healthcheck | None
     shell: tuple[str, ...] | None
 
+    def __hash__(self) -> int:
+        return hash((self.env, self.entrypoint, self.cmd))  # labels have no hash
 
-@dataclass(frozen=True)
-class HistoryEntry:
+
+class HistoryEntry(NamedTuple):
     """One build step."""
 
     created: str
@@ -59,8 +59,7 @@ class HistoryEntry:
     empty_layer: bool
 
 
-@dataclass(frozen=True)
-class ImageConfig:
+class ImageConfig(NamedTuple):
     """A checked image config.  ``diff_ids`` are the digests of the unpacked layers, lowest first."""
 
     platform: Platform
@@ -69,7 +68,13 @@ class ImageConfig:
     diff_ids: tuple[str, ...]
     run: RunConfig
     history: tuple[HistoryEntry, ...]
-    raw: bytes = field(repr=False)
+    raw: bytes
+
+    def __hash__(self) -> int:
+        return hash(self.raw)
+
+    def __repr__(self) -> str:
+        return f"ImageConfig({self.digest})"
 
     @property
     def digest(self) -> str:

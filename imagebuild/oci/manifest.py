@@ -8,9 +8,9 @@ it has been through here; the raw bytes are kept, because only they have the dig
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
+from typing import NamedTuple
 
 from imagebuild.digest import digest_of, digest_problem
 from imagebuild.errors import ManifestError
@@ -72,19 +72,20 @@ LAYER_TYPES: Mapping[str, Compression] = {
 }
 
 
-def _nothing() -> Mapping[str, str]:
-    return MappingProxyType({})
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
-@dataclass(frozen=True)
-class Descriptor:
+class Descriptor(NamedTuple):
     """A pointer to content: its type, digest and exact size in bytes (OCI descriptor.md)."""
 
     media_type: str
     digest: str
     size: int
     platform: Platform | None = None
-    annotations: Mapping[str, str] = field(default_factory=_nothing, hash=False)
+    annotations: Mapping[str, str] = _NOTHING
+
+    def __hash__(self) -> int:
+        return hash((self.media_type, self.digest))  # annotations have no hash
 
     @property
     def compression(self) -> Compression:
@@ -92,13 +93,15 @@ class Descriptor:
         return LAYER_TYPES[self.media_type]
 
 
-@dataclass(frozen=True)
-class Index:
+class Index(NamedTuple):
     """A list of manifests, usually one per platform."""
 
     media_type: str
     entries: tuple[Descriptor, ...]
-    raw: bytes = field(repr=False)
+    raw: bytes
+
+    def __repr__(self) -> str:
+        return f"Index({digest_of(self.raw)})"
 
     def choose(self, wanted: Platform, subject: str) -> Descriptor:
         """The manifest (or nested index) for ``wanted``; ManifestError lists what there is instead."""
@@ -116,15 +119,20 @@ class Index:
         )
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(NamedTuple):
     """One image for one platform: its config and its layers, lowest first."""
 
     media_type: str
     config: Descriptor
     layers: tuple[Descriptor, ...]
-    annotations: Mapping[str, str] = field(hash=False)
-    raw: bytes = field(repr=False)
+    annotations: Mapping[str, str]
+    raw: bytes
+
+    def __hash__(self) -> int:
+        return hash(self.raw)
+
+    def __repr__(self) -> str:
+        return f"Manifest({self.digest})"
 
     @property
     def digest(self) -> str:

@@ -5,11 +5,10 @@ Names are those of Go's GOOS and GOARCH, as the OCI image-spec (image-index.md, 
 
 from __future__ import annotations
 
-import platform as host_platform
+import os as host
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from imagebuild.errors import ManifestError
 
@@ -39,12 +38,11 @@ _PLAIN_VARIANT = {"amd64": "v1", "arm64": "v8", "arm": "v7"}
 # Lowest variant of each architecture whose variants are ordered: a newer processor runs all from there up.
 _OLDEST_VARIANT = {"amd64": 1, "arm64": 8, "arm": 5}
 
-_WORD = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
-_VERSION = re.compile(r"v(\d{1,2})(?:\.\d{1,2})?")
+_WORD = r"[a-z0-9][a-z0-9_.-]{0,63}"
+_VERSION = r"v(\d{1,2})(?:\.\d{1,2})?"
 
 
-@dataclass(frozen=True)
-class Platform:
+class Platform(NamedTuple):
     """One platform in normal form: a variant that says nothing (arm64's ``v8``) is left out."""
 
     os: str
@@ -70,7 +68,7 @@ class Platform:
         words = text.lower().split("/")
         if len(words) == 1:
             words = ["linux", *words]
-        if len(words) > 3 or not all(_WORD.fullmatch(word) for word in words):
+        if len(words) > 3 or not all(re.fullmatch(_WORD, word) for word in words):
             raise ManifestError(
                 _STEP,
                 ascii(text)[1:-1],
@@ -82,7 +80,7 @@ class Platform:
     @classmethod
     def host(cls) -> Platform:
         """Linux on this machine's processor."""
-        return cls.of("linux", host_platform.machine())
+        return cls.of("linux", host.uname().machine)
 
     @property
     def is_unknown(self) -> bool:
@@ -92,7 +90,7 @@ class Platform:
     def runnable(self) -> Iterator[Platform]:
         """What a machine of this platform runs, best first: itself, then older variants of its architecture."""
         yield self
-        match = _VERSION.fullmatch(self.variant or _PLAIN_VARIANT.get(self.architecture, ""))
+        match = re.fullmatch(_VERSION, self.variant or _PLAIN_VARIANT.get(self.architecture, ""))
         oldest = _OLDEST_VARIANT.get(self.architecture)
         if match and oldest is not None:
             for number in range(int(match[1]) - ("." not in match[0]), oldest - 1, -1):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from imagebuild.digest import digest_problem
 from imagebuild.errors import ImageNameError
@@ -39,8 +39,7 @@ _STEP = "parse image name"
 _EXAMPLE = "a name looks like busybox, user/image:tag or registry.example.com:5000/path/image@sha256:..."
 
 
-@dataclass(frozen=True)
-class Reference:
+class Reference(NamedTuple):
     """A complete image name.
 
     ``registry`` is ``host[:port]``, ``repository`` the path in it.  Where a tag and a digest are both given the digest
@@ -88,7 +87,7 @@ class Reference:
 
     def with_digest(self, digest: str) -> Reference:
         """The same repository and tag, pinned to ``digest``."""
-        return replace(self, digest=digest)
+        return self._replace(digest=digest)
 
     def familiar(self) -> str:
         """The shortest form that parses back to this reference, with its tag: ``busybox:latest``."""

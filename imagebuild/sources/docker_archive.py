@@ -28,10 +28,10 @@ from imagebuild.oci.manifest import (
 )
 from imagebuild.oci.platforms import Platform
 from imagebuild.oci.reference import Reference
-from imagebuild.sources.bundle import TarBundle
 from imagebuild.sources.docker_v1 import REPOSITORIES_FILE, made_up_config, old_images
 from imagebuild.sources.oci_layout import INDEX_FILE, OciLayout, blob_name
 from imagebuild.sources.source import Source, SourceImage
+from imagebuild.sources.tar_bundle import TarBundle
 
 MANIFEST_FILE = "manifest.json"
 _MAX_IMAGES = 1000

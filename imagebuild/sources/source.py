@@ -5,16 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from types import TracebackType
+from typing import NamedTuple
 
 from imagebuild.oci.imageconfig import ImageConfig
 from imagebuild.oci.manifest import Descriptor, Manifest
 from imagebuild.oci.platforms import Platform
 
 
-@dataclass(frozen=True)
-class SourceImage:
+class SourceImage(NamedTuple):
     """An image that a source has: verified metadata, and blobs for the asking.
 
     ``names`` are what to call it in the store, ``origin`` is the registry's name for it that still leads to its blobs

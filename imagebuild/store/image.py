@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from imagebuild.digest import digest_problem
 from imagebuild.errors import StoreError
@@ -16,8 +15,7 @@ from imagebuild.oci.manifest import Manifest
 RECORD_FORMAT = 1
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(NamedTuple):
     """One layer as a file system in a file.
 
     ``digest``, ``size`` (bytes) and ``media_type`` are those of the blob it came from, ``diff_id`` is the digest of its
@@ -40,8 +38,7 @@ class Layer:
         return self.path.stat().st_size
 
 
-@dataclass(frozen=True)
-class Image:
+class Image(NamedTuple):
     """An image that is in the store, whole.
 
     ``reference`` is the name it was asked for by, or its digest; ``digest`` is that of its manifest.  ``layers`` are
@@ -51,10 +48,11 @@ class Image:
 
     reference: str
     digest: str
-    manifest: Manifest = field(repr=False)
-    config: ImageConfig = field(repr=False)
+    manifest: Manifest
+    config: ImageConfig
     layers: tuple[Layer, ...]
-    _make_disk: Callable[[tuple[Layer, ...]], Path] = field(repr=False, compare=False)
+    make_disk: Callable[[tuple[Layer, ...]], Path]
+    """The store's; for ``disk``."""
 
     @property
     def id(self) -> str:
@@ -66,11 +64,10 @@ class Image:
 
         Whoever opens it does so read-only, and holds a pin on the image meanwhile.
         """
-        return self._make_disk(self.layers)
+        return self.make_disk(self.layers)
 
 
-@dataclass(frozen=True)
-class LayerRecord:
+class LayerRecord(NamedTuple):
     """One layer as an image's record names it.
 
     ``key`` is the name of its file, ``patch`` that of the file to be stacked right above it (patch.py), empty for
@@ -90,8 +87,7 @@ class LayerRecord:
     patch_root: str = ""
 
 
-@dataclass(frozen=True)
-class ImageRecord:
+class ImageRecord(NamedTuple):
     """What the store writes down of an image.  ``origin`` is where its blobs can be had again, empty if nowhere.
 
     ``stored`` is the time in seconds since 1970 when it came.
@@ -109,7 +105,7 @@ class ImageRecord:
             "format": RECORD_FORMAT,
             "manifest": self.manifest,
             "config": self.config,
-            "layers": [vars(layer) for layer in self.layers],
+            "layers": [layer._asdict() for layer in self.layers],
             "origin": self.origin,
             "stored": self.stored,
         }

@@ -14,18 +14,16 @@ from isal import isal_zlib
 from imagebuild.digest import hasher_for
 from imagebuild.errors import LayerError
 from imagebuild.files import explained
-from imagebuild.layer.layer import CONVERTER_VERSION, ConvertedLayer, convert
+from imagebuild.layer.layer import ConvertedLayer, convert
 from imagebuild.layer.patch import WrittenPatch
 from imagebuild.layer.tree import Needs
 from imagebuild.oci.manifest import Descriptor
+from imagebuild.store.kinds import VERITY_KIND
 from imagebuild.store.store import Store, layer_key
 from imagebuild.transfer.parallel import Stop
 from imagebuild.transfer.progress import Phase, Progress, Report
 
 OpenBlob = Callable[[Descriptor], AbstractContextManager[Iterator[bytes]]]
-# Kinds of layer files, which are part of their names: another version of the converter makes other files.
-LAYER_KIND = f"v{CONVERTER_VERSION}"
-VERITY_KIND = f"v{CONVERTER_VERSION}-verity"  # with a dm-verity hash tree behind the file system
 _READ = 1 << 20
 
 

@@ -13,20 +13,17 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 from imagebuild.files import explained
 from imagebuild.locks import try_lock
 
 
-@dataclass(frozen=True)
-class Needs:
+class Needs(NamedTuple):
     """What may not be collected: names of layer files, of disk folders, and digests of blobs and manifests."""
 
     layers: frozenset[str] = frozenset()
@@ -54,7 +51,7 @@ class Lease:
     def __init__(self, path: Path, needs: Needs) -> None:
         self._path = path
         self.needs = needs
-        text = json.dumps({name: sorted(values) for name, values in vars(needs).items()})
+        text = json.dumps({name: sorted(values) for name, values in needs._asdict().items()})
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX)
@@ -91,7 +88,7 @@ class Lease:
 
 def new_name() -> str:
     """A name that nobody else has."""
-    return secrets.token_hex(12)
+    return os.urandom(12).hex()
 
 
 def living(folder: Path) -> Iterator[Needs]:
@@ -118,6 +115,8 @@ def _read(path: Path) -> Needs:
 @contextmanager
 def workspace(folder: Path) -> Iterator[Path]:
     """A directory of one's own below ``folder``, deleted at the end, or by the collector if we do not get that far."""
+    import shutil
+
     path = folder / new_name()
     with explained("make work folder", str(folder)):
         path.mkdir()
@@ -132,6 +131,8 @@ def workspace(folder: Path) -> Iterator[Path]:
 
 def clear_abandoned(folder: Path) -> int:
     """Delete the workspaces whose owners are dead; how many there were."""
+    import shutil
+
     count = 0
     for path in sorted(folder.iterdir()):
         fd = try_lock(path, create=False)

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from imagebuild.errors import StoreError
 from imagebuild.files import explained
-from imagebuild.layer.layer import CONVERTER_VERSION
 from imagebuild.layer.patch import settle
 from imagebuild.store.image import LayerRecord
+from imagebuild.store.kinds import PATCH_KIND, VERITY_PATCH_KIND
 from imagebuild.store.layer_store import LayerFacts
 from imagebuild.store.store import Store, layer_key
-
-PATCH_KIND = f"p{CONVERTER_VERSION}"
-VERITY_PATCH_KIND = f"p{CONVERTER_VERSION}-verity"  # with a dm-verity hash tree behind the file system
 
 
 def patched(store: Store, layers: list[LayerRecord], lease: Callable[[str], object]) -> list[LayerRecord]:
@@ -37,10 +33,10 @@ def patched(store: Store, layers: list[LayerRecord], lease: Callable[[str], obje
                 patch = _patch(store, keys, facts, lease)
             if patch:
                 keys.append(patch)
-            layer = replace(layer, patch=patch, data_size=facts.data_size, verity_root=facts.verity_root)  # noqa: PLW2901
+            layer = layer._replace(patch=patch, data_size=facts.data_size, verity_root=facts.verity_root)  # noqa: PLW2901
             if patch:
                 of_patch = _facts(store, patch)
-                layer = replace(layer, patch_size=of_patch.data_size, patch_root=of_patch.verity_root)  # noqa: PLW2901
+                layer = layer._replace(patch_size=of_patch.data_size, patch_root=of_patch.verity_root)  # noqa: PLW2901
         done.append(layer)
     return done
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -205,8 +204,8 @@ class Store:
     def find(self, name: str) -> Image | None:
         """The image that a user means by a name, an image ID or a digest, or the beginning of one of those two."""
         full = canonical(name)
-        if found := self.tags().get(full):
-            return self.get(found, full)
+        if tagged := self.named(full):
+            return self.get(tagged, full)
         if found := self._find_id(name):
             return self.get(found)
         return None
@@ -268,6 +267,10 @@ class Store:
         """All names and the manifest digests they stand for."""
         return self._names("tags")
 
+    def named(self, full: str) -> str:
+        """The manifest digest that a name in full stands for, "" if none: what ``tags`` says of it, in one read."""
+        return self._named(self.name_path("tags", full)).get(full, "")
+
     def tag(self, name: str, image: Image) -> str:
         """Give an image one more name, taking it from whichever image had it; the name in full."""
         full = canonical(name)
@@ -314,14 +317,19 @@ class Store:
         write_whole(self.name_path(kind, name), json.dumps({"name": name, "digest": digest}).encode())
 
     def _names(self, kind: str) -> dict[str, str]:
-        found = {}
+        found: dict[str, str] = {}
         for path in self.folder(kind).glob("*.json"):
-            try:
-                document = json.loads(path.read_bytes())
-                found[str(document["name"])] = str(document["digest"])
-            except (FileNotFoundError, ValueError, KeyError, TypeError):
-                continue
+            found.update(self._named(path))
         return dict(sorted(found.items()))
+
+    @staticmethod
+    def _named(path: Path) -> dict[str, str]:
+        """The name in such a file and the digest it stands for; nothing if the file is not there, or damaged."""
+        try:
+            document = json.loads(path.read_bytes())
+            return {str(document["name"]): str(document["digest"])}
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return {}
 
     # --- disks -------------------------------------------------------------------------------------------------------
 
@@ -344,6 +352,8 @@ class Store:
                 temporary.rename(folder)
             except OSError:
                 if not path.exists():  # else another was faster, with the same result
+                    import shutil
+
                     shutil.rmtree(folder, ignore_errors=True)
                     temporary.rename(folder)
         return path

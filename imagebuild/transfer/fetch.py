@@ -1,23 +1,14 @@
-"""From a source to an image in the store: layers side by side, each in one pass, only those that are not there."""
+"""From a source to an image in the store; if that has the whole of it already, nothing is read but metadata."""
 
 from __future__ import annotations
 
-import os
-from contextlib import ExitStack
-
+from imagebuild.errors import StoreError
 from imagebuild.oci.platforms import Platform
 from imagebuild.sources.source import Source, SourceImage
 from imagebuild.store.image import Image, LayerRecord
-from imagebuild.store.layer_store import LAYER_KIND, VERITY_KIND, LayerJob
-from imagebuild.store.lease import Needs
-from imagebuild.store.patch_store import patched
+from imagebuild.store.kinds import LAYER_KIND, VERITY_KIND
 from imagebuild.store.store import Store, layer_key
-from imagebuild.transfer.parallel import Stop, run_all
 from imagebuild.transfer.progress import Phase, Progress, Report, silent
-
-# One thread more than processors, so that these stay busy while a layer waits for the network; more than four only
-# costs memory (some 50 MB each at worst).
-_MAX_WORKERS = 4
 
 
 def fetch(
@@ -33,31 +24,30 @@ def fetch(
     found = source.resolve(platform)
     kind = VERITY_KIND if verity else LAYER_KIND
     records = _records(found, kind)
-    with ExitStack() as stack:
-        stack.enter_context(store.lease(_needs(found, records)))
-        _fetch_layers(source, found, store, kind, progress, keep_blobs=keep_blobs)
-        records = patched(store, records, lambda key: stack.enter_context(store.lease(Needs(layers=frozenset([key])))))
-        return store.add(
-            found.manifest, found.config, records, digest=found.digest, origin=found.origin, names=found.names
-        )
+    known = _known(store, found, records, keep_blobs=keep_blobs)
+    if known is not None:
+        for layer in found.manifest.layers:
+            progress(Progress(layer.digest, Phase.PRESENT, layer.size, layer.size))
+        return known
+    from imagebuild.transfer.bring import bring  # late: a folder is asked at each start, and has seldom anything new
+
+    return bring(source, found, records, store, progress, kind=kind, keep_blobs=keep_blobs)
 
 
-def _fetch_layers(
-    source: Source, found: SourceImage, store: Store, kind: str, progress: Report, *, keep_blobs: bool
-) -> None:
-    stop = Stop()
-    jobs = {
-        (layer.digest if keep_blobs else diff_id): LayerJob(
-            store, layer, diff_id, kind, source.blob, keep_blobs, stop, progress
-        )
-        for layer, diff_id in zip(found.manifest.layers, found.config.diff_ids, strict=True)
-    }
-    # The largest first: begun last it would run alone at the end.
-    order = sorted(jobs.values(), key=lambda job: -job.descriptor.size)
-    for job in order:
-        progress(Progress(job.descriptor.digest, Phase.QUEUED, 0, job.descriptor.size))
-    workers = min(_MAX_WORKERS, (os.cpu_count() or 1) + 1)
-    run_all([job.run for job in order], workers, stop)
+def _known(store: Store, found: SourceImage, records: list[LayerRecord], *, keep_blobs: bool) -> Image | None:
+    """The image as the store has it, if there is nothing to do: whole, of these very files, known by all its names."""
+    try:
+        image = store.get(found.digest, found.names[0] if found.names else "")
+        record = store.record(image)
+    except StoreError:  # not there, or damaged: it is brought again
+        return None
+    if [layer.key for layer in record.layers] != [layer.key for layer in records] or not store.is_whole(image):
+        return None
+    if (found.origin or record.origin) != record.origin or any(store.named(one) != found.digest for one in found.names):
+        return None
+    if keep_blobs and not all(store.has_blob(layer.digest) for layer in found.manifest.layers):
+        return None
+    return image
 
 
 def _records(found: SourceImage, kind: str) -> list[LayerRecord]:
@@ -65,11 +55,3 @@ def _records(found: SourceImage, kind: str) -> list[LayerRecord]:
         LayerRecord(diff_id, layer_key(diff_id, kind), layer.digest, layer.size, layer.media_type)
         for layer, diff_id in zip(found.manifest.layers, found.config.diff_ids, strict=True)
     ]
-
-
-def _needs(found: SourceImage, records: list[LayerRecord]) -> Needs:
-    return Needs(
-        layers=frozenset(record.key for record in records),
-        blobs=frozenset([found.digest, found.manifest.config.digest, *(record.digest for record in records)]),
-        images=frozenset([found.digest]),
-    )

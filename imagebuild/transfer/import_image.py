@@ -18,7 +18,8 @@ from imagebuild.oci.imageconfig import parse_config
 from imagebuild.oci.manifest import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Manifest, parse_manifest
 from imagebuild.oci.platforms import Platform
 from imagebuild.store.image import Image, LayerRecord
-from imagebuild.store.layer_store import LAYER_KIND, LayerFacts
+from imagebuild.store.kinds import LAYER_KIND
+from imagebuild.store.layer_store import LayerFacts
 from imagebuild.store.lease import Needs
 from imagebuild.store.store import Store, layer_key
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 
 class Phase(Enum):
@@ -17,8 +17,7 @@ class Phase(Enum):
     DONE = "done"
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(NamedTuple):
     """One layer's state: ``done`` of ``total`` bytes of its blob.  Those of all layers add up to the image's."""
 
     digest: str

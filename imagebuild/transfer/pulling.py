@@ -12,15 +12,18 @@ next attempt begins with them.
 from __future__ import annotations
 
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from imagebuild.errors import StoreError
 from imagebuild.home import images
 from imagebuild.oci.platforms import Platform
-from imagebuild.registry.settings import RegistrySettings
 from imagebuild.sources.spelling import is_local
 from imagebuild.store.image import Image
 from imagebuild.store.store import Store
 from imagebuild.transfer.progress import Report, silent
+
+if TYPE_CHECKING:
+    from imagebuild.registry.settings import RegistrySettings
 
 _SHORT_ID = 12  # digits of an image ID that cannot be meant as a name; Docker shows as many
 
@@ -59,12 +62,10 @@ def pull(
             return found
     if policy is PullPolicy.NEVER:
         raise StoreError("find image", name, f"not in the store for {wanted}", "pull it, or allow pulling")
-    # What follows needs an HTTP client and a converter; what came before is in every start of a machine.
-    from imagebuild.config_file import load_settings
+    # What came before is in every start of a machine, and what follows only if the image is not in the store.
     from imagebuild.sources.open_source import open_source
     from imagebuild.transfer.fetch import fetch
 
-    settings = settings or load_settings().registries
     with open_source(name, settings=settings, spool=store.folder("tmp")) as source:
         return fetch(source, store, platform=wanted, progress=progress, keep_blobs=keep_blobs, verity=verity)
 

@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import argparse
+import compileall
 import os
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import imagebuild
+import vch
 from imagebuild.demo import write_demo
 from imagebuild.home import home
 from tests.bench.bench_boot import bench_boot
@@ -81,6 +84,9 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=DEFAULT_RUNS, help="measured runs of each case")
     parser.add_argument("--output", type=Path, help="write everything as JSON there")
     options = parser.parse_args()
+    # As they are where they are installed, also if Python may not write bytecode here: a start is not to compile them.
+    for package in (imagebuild, vch):
+        compileall.compile_dir(Path(str(package.__file__)).parent, quiet=1)
     report = Report()
     for name in options.only.split(","):
         if name not in BENCHES:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from imagebuild.boot import cpio
-from imagebuild.boot.initramfs import build_initramfs
+from imagebuild.boot.boot_image import build_initramfs
 from imagebuild.boot.kernel import choose as choose_kernel
 from imagebuild.demo import write_demo
 from imagebuild.store.store import Store

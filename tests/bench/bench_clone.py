@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 import vch
@@ -127,7 +126,7 @@ def _density(image: str, report: Report) -> None:
         disks = launch.disks()
         kept.callback(disks.close)
         config = launch.config(disks, ())
-        waiting = replace(config, drives=(), fd_sets={})  # as a pool keeps them
+        waiting = config._replace(drives=(), fd_sets={})  # as a pool keeps them
         own = {}
         for count in DENSITIES:
             whole, own[count], took = _idle([waiting] * count, launch)

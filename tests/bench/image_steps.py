@@ -30,7 +30,7 @@ from imagebuild.oci.reference import Reference
 from imagebuild.registry.registry import Registry
 from imagebuild.sources.source import Source, SourceImage
 from imagebuild.store.store import Store
-from imagebuild.transfer import fetch
+from imagebuild.transfer import bring, fetch
 from imagebuild.transfer.pulling import pull
 
 HUGE_PIECES, PIECE = 4096, 1 << 20  # 4 GiB
@@ -140,7 +140,7 @@ def main(step: str, *words: str) -> None:
         download(words[0])
     elif step == "pull":
         if len(words) > 2:
-            fetch._MAX_WORKERS = int(words[2])
+            bring._MAX_WORKERS = int(words[2])
         pull(words[0], store=Store(Path(words[1])))
     elif step == "second":
         store = Store(Path(words[2]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,7 @@ def config(tmp_path: Path) -> MachineConfig:
 
 
 def sized(config: MachineConfig, mib: int) -> MachineConfig:
-    return replace(config, memory_mib=mib)
+    return config._replace(memory_mib=mib)
 
 
 @pytest.mark.parametrize(("wanted", "standard"), [(384, 256), (512, 256), (1024, 256), (428, 300)])
@@ -42,8 +41,8 @@ def test_what_is_not_reached_by_plugging_in(config: MachineConfig, wanted: int, 
 
 
 def test_a_machine_that_cannot_be_a_clone_has_no_room_for_more(config: MachineConfig) -> None:
-    assert growable(replace(config, link=LinkKind.VSOCK)) == replace(config, link=LinkKind.VSOCK)
-    assert smaller(replace(config, memory_mib=512, link=LinkKind.VSOCK), 256) is None
+    assert growable(config._replace(link=LinkKind.VSOCK)) == config._replace(link=LinkKind.VSOCK)
+    assert smaller(config._replace(memory_mib=512, link=LinkKind.VSOCK), 256) is None
 
 
 def test_template_and_clone_have_the_same_room(config: MachineConfig) -> None:
@@ -74,7 +73,7 @@ def test_which_template_is_taken(tmp_path: Path, config: MachineConfig) -> None:
     put(cloning.store, own)
     assert chosen(cloning, sized(config, 512))[0] == own
     cloning.store.remove(own)
-    assert chosen(replace(cloning, standard_mib=0), sized(config, 512))[0] == ""
+    assert chosen(cloning._replace(standard_mib=0), sized(config, 512))[0] == ""
     cloning.give_up_growing(sized(config, 512), program)
     key, heard = chosen(cloning, sized(config, 512))
     assert key == ""

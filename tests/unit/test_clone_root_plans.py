@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,20 +46,20 @@ def disks(tmp_path: Path) -> DiskSet:
 
 @pytest.fixture
 def config(tmp_path: Path, disks: DiskSet) -> MachineConfig:
-    return replace(a_machine(tmp_path), drives=tuple(disks.drives), fd_sets=disks.fd_sets)
+    return a_machine(tmp_path)._replace(drives=tuple(disks.drives), fd_sets=disks.fd_sets)
 
 
 def test_the_key_is_that_of_the_root_and_nothing_else(config: MachineConfig, tmp_path: Path) -> None:
     key = rooted_key(KEY, config, WORD)
     assert key is not None
     assert rooted_key(KEY, config, WORD.but(root=ROOT.but(read_only=True))) == key  # that is seen to later
-    more = replace(config, name="other", drives=(*config.drives, Drive("volume0", "/v.vmdk")))
+    more = config._replace(name="other", drives=(*config.drives, Drive("volume0", "/v.vmdk")))
     assert rooted_key(KEY, more, WORD) == key
     others = [
         rooted_key("cd" * 16, config, WORD),
         rooted_key(KEY, config, WORD.but(root=root_of(3, ()))),
         rooted_key(KEY, config, Prepare(root=ROOT)),
-        rooted_key(KEY, replace(config, drives=tuple(replace(one, serial="x") for one in config.drives)), WORD),
+        rooted_key(KEY, config._replace(drives=tuple(one._replace(serial="x") for one in config.drives)), WORD),
     ]
     (tmp_path / "image" / "layer-001.erofs").write_bytes(b"another layer")
     others.append(rooted_key(KEY, config, WORD))
@@ -72,9 +71,9 @@ def test_the_key_is_that_of_the_root_and_nothing_else(config: MachineConfig, tmp
 @pytest.mark.parametrize(
     "change",
     [
-        lambda one: replace(one, drives=()),
-        lambda one: replace(one, drives=one.drives[1:]),
-        lambda one: replace(one, drives=(one.drives[0], Drive("top", "/kept.vmdk"))),
+        lambda one: one._replace(drives=()),
+        lambda one: one._replace(drives=one.drives[1:]),
+        lambda one: one._replace(drives=(one.drives[0], Drive("top", "/kept.vmdk"))),
     ],
     ids=["of a pool", "no image", "a disk that is kept"],
 )
@@ -96,10 +95,10 @@ def test_only_machines_of_one_image_wait_for_each_other(config: MachineConfig, t
 
     waits = kind(config)
     assert waits.root is not None
-    with_volume = replace(config, name="other", drives=(*config.drives, Drive("volume0", "/v.vmdk")))
+    with_volume = config._replace(name="other", drives=(*config.drives, Drive("volume0", "/v.vmdk")))
     assert waits.covers(kind(with_volume))
-    another_image = replace(config, drives=(replace(config.drives[0], path="/other.vmdk"), config.drives[1]))
-    checked = replace(cloning, prepare=WORD.but(root=root_of(3, ())))
+    another_image = config._replace(drives=(config.drives[0]._replace(path="/other.vmdk"), config.drives[1]))
+    checked = cloning._replace(prepare=WORD.but(root=root_of(3, ())))
     for other in (kind(another_image), kind(config, checked), kind(config, None), kind(config, with_root=False)):
         assert not waits.covers(other)
         assert not other.covers(waits)

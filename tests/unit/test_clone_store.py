@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -54,9 +53,9 @@ def key(config: MachineConfig) -> str:
 def test_what_differs_between_machines_of_a_kind_does_not_matter(config: MachineConfig) -> None:
     published = Published("tcp", "127.0.0.1", 8080, 80)
     others = (
-        replace(config, name="other"),
-        replace(config, drives=(), fd_sets={1: 9}),
-        replace(config, network=UserNetwork("02:00:00:00:00:09", (published,))),
+        config._replace(name="other"),
+        config._replace(drives=(), fd_sets={1: 9}),
+        config._replace(network=UserNetwork("02:00:00:00:00:09", (published,))),
     )
     assert {key(other) for other in others} == {key(config)}
 
@@ -64,12 +63,12 @@ def test_what_differs_between_machines_of_a_kind_does_not_matter(config: Machine
 @pytest.mark.parametrize(
     "change",
     [
-        lambda one: replace(one, memory_mib=512),
-        lambda one: replace(one, cpus=2),
-        lambda one: replace(one, network=None),
-        lambda one: replace(one, accelerator=Accelerator.KVM),
-        lambda one: replace(one, boot=replace(one.boot, arguments=("quiet",))),
-        lambda one: replace(one, boot=replace(one.boot, initramfs=one.boot.kernel)),
+        lambda one: one._replace(memory_mib=512),
+        lambda one: one._replace(cpus=2),
+        lambda one: one._replace(network=None),
+        lambda one: one._replace(accelerator=Accelerator.KVM),
+        lambda one: one._replace(boot=one.boot._replace(arguments=("quiet",))),
+        lambda one: one._replace(boot=one.boot._replace(initramfs=one.boot.kernel)),
     ],
 )
 def test_what_makes_another_kind(config: MachineConfig, change: Callable[[MachineConfig], MachineConfig]) -> None:
@@ -84,16 +83,16 @@ def test_a_file_that_has_changed_makes_another_key(config: MachineConfig, name: 
 
 
 def test_debugging_needs_no_template_of_its_own(config: MachineConfig) -> None:
-    debug = replace(config, boot=replace(config.boot, arguments=("tether.debug", "panic=-1")))
+    debug = config._replace(boot=config.boot._replace(arguments=("tether.debug", "panic=-1")))
     assert key(debug) == key(config)
 
 
 def test_which_machines_may_be_clones(config: MachineConfig) -> None:
     assert fits(config)
-    assert not fits(replace(config, link=LinkKind.VSOCK))
-    assert not fits(replace(config, link=LinkKind.UART))
-    assert not fits(replace(config, link_path=Path("/run/link")))
-    assert not fits(replace(config, devices=("-device", "edu")))
+    assert not fits(config._replace(link=LinkKind.VSOCK))
+    assert not fits(config._replace(link=LinkKind.UART))
+    assert not fits(config._replace(link_path=Path("/run/link")))
+    assert not fits(config._replace(devices=("-device", "edu")))
 
 
 # command lines
@@ -265,7 +264,7 @@ def test_a_template_that_could_not_be_made_is_not_tried_at_once_again(
 
 def test_without_room_there_is_no_template(tmp_path: Path, config: MachineConfig) -> None:
     heard: list[str] = []
-    huge = replace(config, memory_mib=1 << 40)
+    huge = config._replace(memory_mib=1 << 40)
     assert Cloning(Store(tmp_path)).template(huge, str(tmp_path / "qemu"), heard.append) is None
     assert "MiB are free" in heard[-1]
     assert "VCH_TEMPLATES" in heard[-1]

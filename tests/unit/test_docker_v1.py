@@ -11,7 +11,8 @@ import pytest
 import imagebuild
 from imagebuild.errors import OperationError, SourceError
 from imagebuild.oci.platforms import Platform
-from imagebuild.sources.open_source import all_images, open_bundle, open_source
+from imagebuild.sources.open_archive import all_images, open_bundle
+from imagebuild.sources.open_source import open_source
 from tests.judges import needs_tool
 from tests.sample_images import docker_v1_archive, sha256, some_layers, tar_of
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from imagebuild.boot import cpio, initramfs, runtime
+from imagebuild.boot import boot_image, cpio, initramfs, runtime
 from imagebuild.boot.elf import Elf
-from imagebuild.boot.kernel import Kernel
+from imagebuild.boot.kernel import Modules
+from imagebuild.boot.kernel_cache import Kernel
 from imagebuild.errors import InitramfsError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,7 +85,7 @@ class TestElf:
 
 class TestImage:
     def entries(self, scratch: Path) -> list[cpio.Entry]:
-        return initramfs.entries(runtime.find_runtime(), ROOT, initramfs.Modules([], {}), scratch)
+        return initramfs.entries(runtime.find_runtime(), ROOT, Modules([], {}), scratch)
 
     def test_the_same_inputs_give_the_same_bytes(self, tmp_path: Path) -> None:
         assert cpio.archive(self.entries(tmp_path / "a")) == cpio.archive(self.entries(tmp_path / "b"))
@@ -104,9 +105,9 @@ class TestImage:
     def test_it_is_built_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(initramfs, "ZSTD_LEVEL", 1)
         kernel = Kernel("pico", "6.1", tmp_path, None, tmp_path, None)
-        first = initramfs.build_initramfs(kernel, tmp_path)
+        first = boot_image.build_initramfs(kernel, tmp_path)
         changed = first.path.stat().st_mtime_ns
-        second = initramfs.build_initramfs(kernel, tmp_path)
+        second = boot_image.build_initramfs(kernel, tmp_path)
         assert second == first
         assert second.path.stat().st_mtime_ns == changed
         assert [path.name for path in (tmp_path / "initramfs").iterdir()] == [first.path.name]
@@ -115,14 +116,14 @@ class TestImage:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(initramfs, "ZSTD_LEVEL", 1)
-        image = initramfs.build_initramfs(Kernel("pico", "6.1", tmp_path, None, tmp_path, None), tmp_path)
-        plain = initramfs.plain_image(image)
+        image = boot_image.build_initramfs(Kernel("pico", "6.1", tmp_path, None, tmp_path, None), tmp_path)
+        plain = boot_image.plain_image(image)
         assert plain.stat().st_size == image.unpacked
         assert plain.read_bytes().startswith(cpio.MAGIC)
-        assert initramfs.plain_image(image) == plain
-        for number in range(initramfs.KEPT):
-            (image.path.parent / f"{number}{initramfs.PACKED}").touch()
-        initramfs._forget_old(image.path.parent)
+        assert boot_image.plain_image(image) == plain
+        for number in range(boot_image.KEPT):
+            (image.path.parent / f"{number}{boot_image.PACKED}").touch()
+        boot_image._forget_old(image.path.parent)
         assert not image.path.exists()
         assert not plain.exists()
 
@@ -130,4 +131,4 @@ class TestImage:
         path = tmp_path / "k.cpio.zst"
         path.write_bytes(b"not zstd")
         with pytest.raises(InitramfsError, match=r"k\.cpio\.zst"):
-            initramfs.plain_image(initramfs.Initramfs(path, "k", 8, 100))
+            boot_image.plain_image(boot_image.Initramfs(path, "k", 8))

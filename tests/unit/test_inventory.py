@@ -10,7 +10,8 @@ import pytest
 
 from imagebuild.boot import initramfs, packages, reasons, runtime
 from imagebuild.boot.inventory import Inventory, Item, take_inventory
-from imagebuild.boot.kernel import Kernel
+from imagebuild.boot.kernel import Modules
+from imagebuild.boot.kernel_cache import Kernel
 from imagebuild.boot.packages import Package
 from imagebuild.cli.initramfs import document, manifest
 from imagebuild.errors import InitramfsError
@@ -45,7 +46,7 @@ class TestReasons:
         assert say("encodings.ascii", {}, {}).startswith("a codec")
 
     def test_drivers(self) -> None:
-        modules = initramfs.Modules([Path("a.ko")], {"b": [Path("a.ko"), Path("b.ko")]})
+        modules = Modules([Path("a.ko")], {"b": [Path("a.ko"), Path("b.ko")]})
         assert reasons.driver_reasons(modules) == {"a.ko": "loaded at boot", "b.ko": "loaded when b is asked for"}
 
 
@@ -71,7 +72,7 @@ class TestInventory:
         assert init["sha256"] == hashlib.sha256(initramfs.init_script(ROOT)).hexdigest()
 
     def test_an_image_of_other_files_is_refused(self, inventory: Inventory, tmp_path: Path) -> None:
-        inventory.image.path.write_bytes(initramfs._compressed(b"something else"))
+        inventory.image.path.write_bytes(initramfs.compressed(b"something else"))
         with pytest.raises(InitramfsError, match="not made of the files"):
             take_inventory(inventory.kernel, tmp_path)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from imagebuild.boot import kernel_edits, pico
+from imagebuild.boot import kernel_edits, pico_build
 from imagebuild.errors import KernelError
 
 EDIT = kernel_edits.Edit(("a.c", "b/b.h"), "CONFIG_X", "CONFIG_Y", "smaller")
@@ -39,11 +39,11 @@ def test_an_edit_that_does_not_fit_everywhere_changes_nothing(tree: Path, text: 
 
 def test_the_tested_source_must_take_them(tmp_path: Path) -> None:
     with pytest.raises(KernelError, match=r"vmlinux\.lds\.S.*is not in it"):
-        pico.edit_source(tmp_path, TESTED, lambda phase: None)
+        pico_build.edit_source(tmp_path, TESTED, lambda phase: None)
 
 
 def test_another_version_is_built_without_them_and_says_so(tmp_path: Path) -> None:
     said: list[str] = []
-    pico.edit_source(tmp_path, OTHER, said.append)
+    pico_build.edit_source(tmp_path, OTHER, said.append)
     assert len(said) == len(kernel_edits.EDITS)
     assert all("left as it is" in line for line in said)

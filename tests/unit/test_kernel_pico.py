@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from imagebuild.boot import kernel, kernel_cache, pico
+from imagebuild.boot import kernel, kernel_cache, pico, pico_build
 from imagebuild.errors import KernelError
 
 
@@ -40,34 +40,34 @@ def test_a_comment_needs_no_new_build_and_a_line_does() -> None:
 def test_lines_that_did_not_survive_are_named() -> None:
     config = 'CONFIG_A=y\nCONFIG_B=y\n# CONFIG_C is not set\nCONFIG_NAME="x"\n'
     fragment = 'CONFIG_A=y\n# CONFIG_B is not set\nCONFIG_C=y\nCONFIG_D=y\n# CONFIG_E is not set\nCONFIG_NAME="x"\n'
-    assert pico.unmet(fragment, config) == ["CONFIG_B: n wanted, y got", "CONFIG_C: y wanted, n got",
+    assert pico_build.unmet(fragment, config) == ["CONFIG_B: n wanted, y got", "CONFIG_C: y wanted, n got",
                                             "CONFIG_D: y wanted, n got"]
 
 
 def test_names_of_other_versions_may_be_unknown_but_not_refused() -> None:
-    name = next(iter(pico.OTHER_VERSIONS))
-    assert pico.unmet(f"{name}=y\n", "") == []
-    assert pico.unmet(f"{name}=y\n", f"# {name} is not set\n") == [f"{name}: y wanted, n got"]
+    name = next(iter(pico_build.OTHER_VERSIONS))
+    assert pico_build.unmet(f"{name}=y\n", "") == []
+    assert pico_build.unmet(f"{name}=y\n", f"# {name} is not set\n") == [f"{name}: y wanted, n got"]
 
 
 def test_the_tested_source_is_taken_before_a_newer_one(tmp_path: Path) -> None:
     for version in ("6.1", "6.12", "5.10"):
         (tmp_path / f"linux-source-{version}.tar.xz").touch()
-    assert pico.find_source(tmp_path).name == "linux-source-6.1.tar.xz"
+    assert pico_build.find_source(tmp_path).name == "linux-source-6.1.tar.xz"
     (tmp_path / "linux-source-6.1.tar.xz").unlink()
-    assert pico.find_source(tmp_path).name == "linux-source-6.12.tar.xz"
+    assert pico_build.find_source(tmp_path).name == "linux-source-6.12.tar.xz"
 
 
 def test_no_source_says_which_package_has_it(tmp_path: Path) -> None:
     with pytest.raises(KernelError, match=r"apt-get install linux-source-6\.1"):
-        pico.find_source(tmp_path)
+        pico_build.find_source(tmp_path)
 
 
 def test_missing_tools_are_named_by_package(tmp_path: Path) -> None:
     make = tmp_path / "make"
     make.touch(mode=0o755)
     (tmp_path / "gelf.h").touch()
-    assert pico.missing_packages(str(tmp_path), tmp_path) == sorted(
+    assert pico_build.missing_packages(str(tmp_path), tmp_path) == sorted(
         {"bc", "binutils", "bison", "flex", "gcc", "libc6-dev", "libssl-dev", "lz4", "perl", "xz-utils"})
 
 
@@ -181,6 +181,6 @@ def test_a_cache_that_cannot_be_written_says_so(tmp_path: Path) -> None:
 def test_a_host_of_another_architecture_is_told_so_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     with pytest.raises(KernelError, match=r"this host is aarch64 .*x86-64 host"):
-        pico.build_pico(tmp_path, sources=tmp_path)
+        pico_build.build_pico(tmp_path, sources=tmp_path)
     with pytest.raises(KernelError, match=r"this host is aarch64 .*x86-64 host"):
         kernel.debian_cloud(tmp_path)

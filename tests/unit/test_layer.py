@@ -358,7 +358,7 @@ def test_verity_tree_is_what_veritysetup_expects(tmp_path: Path, archive: bytes)
 
 
 def test_image_and_root_hash_of_a_known_layer_never_change_by_accident(tmp_path: Path) -> None:
-    """If this fails on purpose, raise CONVERTER_VERSION: stores hold images of the old kind."""
+    """If this fails on purpose, raise CONVERTER_VERSION (store/kinds.py): stores hold images of the old kind."""
     archive = torture.base_layer()
     layer = convert(io.BytesIO(archive), destination=tmp_path / "image", verity=True)
     known = json.loads((Path(__file__).parent / "layer_known.json").read_text())

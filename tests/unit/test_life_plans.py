@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import struct
 import time
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -112,7 +111,7 @@ def test_the_power_button_among_input_events(events: bytes, is_pressed: bool) ->
 
 
 def test_room_for_hardware_is_made_only_where_it_is_wanted() -> None:
-    roomy = replace(CONFIG, max_memory_mib=1024, max_cpus=4)
+    roomy = CONFIG._replace(max_memory_mib=1024, max_cpus=4)
     assert values("-m", words(roomy)) == ["256M,slots=16,maxmem=1024M"]
     assert values("-smp", words(roomy)) == ["2,maxcpus=4"]
     assert values("-m", words()) == ["256M"]
@@ -121,7 +120,7 @@ def test_room_for_hardware_is_made_only_where_it_is_wanted() -> None:
 
 def test_a_machine_that_gives_memory_back_is_no_clone() -> None:
     assert fits(CONFIG)
-    giving = replace(CONFIG, gives_back=True)
+    giving = CONFIG._replace(gives_back=True)
     assert not fits(giving)
     assert any("free-page-reporting=on" in word for word in words(giving))
 

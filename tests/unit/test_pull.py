@@ -86,6 +86,31 @@ def test_only_new_layers_are_fetched(registry: FakeRegistry, store: Store) -> No
     assert [one.phase for one in seen].count(Phase.PRESENT) == 2
 
 
+def test_what_the_store_has_is_only_asked_for(tmp_path: Path) -> None:
+    """A folder is looked at each time; what it has is brought again only if something of it is not in the store."""
+    folder = write_layout(tmp_path / "layout", {"one": some_layers(2, 1000)})
+    store = Store(tmp_path / "store")
+    name = f"oci:{folder}:one"
+
+    def changed() -> bool:
+        before = store.record_path(image.digest).stat().st_ino if store.record_path(image.digest).exists() else 0
+        assert pull(name, store=store, platform="linux/amd64") == image
+        return store.record_path(image.digest).stat().st_ino != before
+
+    image = pull(name, store=store, platform="linux/amd64")
+    assert not changed()
+    store.untag(name)
+    assert changed()
+    image.layers[0].path.unlink()
+    assert changed()
+    store.record_path(image.digest).write_text("damaged")
+    assert changed()
+    assert pull(name, store=store, platform="linux/amd64", verity=True).layers[0].verity_root
+    assert changed()
+    assert not changed()
+    assert store.named(name) == image.digest
+
+
 def test_policies(registry: FakeRegistry, store: Store) -> None:
     name = f"{registry.address}/app"
     registry.add_image("app", LAYERS[:1])

@@ -17,9 +17,10 @@ import zstandard
 
 from imagebuild.errors import ManifestError, OperationError, SourceError
 from imagebuild.oci.platforms import Platform
-from imagebuild.sources.bundle import TarBundle
-from imagebuild.sources.open_source import all_images, open_bundle, open_source
+from imagebuild.sources.open_archive import all_images, open_bundle
+from imagebuild.sources.open_source import open_source
 from imagebuild.sources.spelling import is_local
+from imagebuild.sources.tar_bundle import TarBundle
 from tests.sample_images import (
     layout_files,
     new_docker_archive,

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from imagebuild.config_file import load_settings
 from vch import settings
 from vch.command import doctor
 from vch.command.signals import Actions, Interrupted, SignalRouter
@@ -113,10 +114,7 @@ def test_settings_come_from_environment_file_and_defaults(tmp_path: Path) -> Non
     assert (found.memory, found.cpus, found.accelerator, found.home) == (2 << 30, 2, "auto", tmp_path)
     plain = settings.load({"HOME": str(tmp_path)})
     assert (plain.memory, plain.home) == (settings.DEFAULT_MEMORY, tmp_path / ".local/share/vch")
-    registries = settings.registry_settings(environ)
-    assert registries is not None
-    assert registries.insecure == {"r"}
-    assert settings.registry_settings({"HOME": str(tmp_path)}) is None
+    assert load_settings(environment=environ).registries.insecure == {"r"}
 
 
 @pytest.mark.parametrize(
@@ -245,7 +243,7 @@ def test_the_monitor_protocol() -> None:
     assert answers == [QmpAnswer("stop", 1), QmpAnswer("quit", None, "no")]
     for noise in (b"[]\n", b"x\n", b'{"return": 1}\n', b"x" * 5_000_000):
         with pytest.raises(QmpProtocolError):
-            Qmp(_waiting=[]).receive(noise) if b"return" not in noise else qmp.receive(noise)
+            Qmp().receive(noise) if b"return" not in noise else qmp.receive(noise)
     qmp.execute("stop", done=answers.append)
     qmp.closed("gone")
     assert answers[-1] == QmpAnswer("stop", error="gone")

@@ -64,7 +64,7 @@ def test_drives_are_found_by_serial() -> None:
 
 def test_network() -> None:
     assert values("-netdev", words()) == ["user,id=net,ipv6=off,hostfwd=udp:127.0.0.1:5353-:53"]
-    alone = MachineConfig(**{**vars(CONFIG), "network": None})
+    alone = CONFIG._replace(network=None)
     assert not any("net" in text for text in values("-device", words(alone)))
     assert "-netdev" not in words(alone)
 
@@ -75,7 +75,7 @@ def test_base() -> None:
     assert (values("-m", line), values("-smp", line)) == (["256M"], ["2"])
     assert values("-append", line) == ["console=ttyS0 quiet"]
     assert values("-accel", line) == ["tcg,thread=multi"]
-    assert values("-accel", words(MachineConfig(**{**vars(CONFIG), "accelerator": Accelerator.KVM}))) == ["kvm"]
+    assert values("-accel", words(CONFIG._replace(accelerator=Accelerator.KVM))) == ["kvm"]
     assert {"-nodefaults", "-no-user-config", "-no-reboot"} <= set(line)
     assert "-bios" not in line
 

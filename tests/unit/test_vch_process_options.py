@@ -132,7 +132,7 @@ class TestHealth:
     OWN = Healthcheck(("CMD", "check", "-q"), 5_000_000_000, 0, 0, 7)
 
     def check(self, image: Healthcheck | None, *words: str, shell: tuple[str, ...] | None = None) -> HealthCheck | None:
-        config = RunConfig(**{**IMAGE.__dict__, "healthcheck": image, "shell": shell})
+        config = IMAGE._replace(healthcheck=image, shell=shell)
         return health_check(run(*words).health, config)
 
     def test_the_images(self) -> None:

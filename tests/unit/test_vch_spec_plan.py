@@ -1,6 +1,5 @@
 """Options and image config become a spec by Docker's rules."""
 
-from dataclasses import replace
 
 import pytest
 
@@ -50,7 +49,7 @@ def test_no_command() -> None:
     with pytest.raises(UsageError, match="no command specified"):
         spec("--entrypoint", "", "x")
     with pytest.raises(UsageError, match="no command specified"):
-        spec("x", image=replace(IMAGE, entrypoint=None, cmd=None))
+        spec("x", image=IMAGE._replace(entrypoint=None, cmd=None))
 
 
 def test_the_image_decides_what_the_user_does_not() -> None:
@@ -72,11 +71,11 @@ def test_the_user_decides() -> None:
 
 
 def test_a_relative_working_dir_of_the_image_is_taken_from_the_root() -> None:
-    assert spec("x", image=replace(IMAGE, working_dir="app")).process.cwd == b"/app"
+    assert spec("x", image=IMAGE._replace(working_dir="app")).process.cwd == b"/app"
 
 
 def test_terminal() -> None:
-    sized = replace(PLACEMENT, terminal=Terminal(rows=50, columns=132))
+    sized = PLACEMENT._replace(terminal=Terminal(rows=50, columns=132))
     assert build_spec(parse_run(("-t", "x"), {}), IMAGE, sized, WHO).process.terminal == Terminal(rows=50, columns=132)
     assert spec("-t", "x").process.terminal == Terminal()
     assert build_spec(parse_run(("x",), {}), IMAGE, sized, WHO).process.terminal is None
@@ -108,7 +107,7 @@ def test_root_names_one_partition_a_layer() -> None:
 
 def test_checked_layers_say_what_they_must_be() -> None:
     hashes = (Verity(root_hash="a" * 64, data_size=4096), Verity(root_hash="b" * 64, data_size=8192))
-    made = build_spec(parse_run(("x",), {}), IMAGE, replace(PLACEMENT, verity=hashes), WHO).root
+    made = build_spec(parse_run(("x",), {}), IMAGE, PLACEMENT._replace(verity=hashes), WHO).root
     assert tuple(layer.verity for layer in made.layers) == hashes
     assert all(layer.verity is None for layer in spec("x").root.layers)
 

@@ -1,6 +1,5 @@
 """What an image gets whose command is an init system, and what the user's and the image's word changes of it."""
 
-from dataclasses import replace
 
 import pytest
 
@@ -51,7 +50,7 @@ def test_other_commands_and_other_wishes() -> None:
 
 
 def test_what_the_image_and_the_user_say_counts_more() -> None:
-    docker = replace(IMAGE, env=("container=docker",), stop_signal="SIGPWR", volumes=("/run/",))
+    docker = IMAGE._replace(env=("container=docker",), stop_signal="SIGPWR", volumes=("/run/",))
     made = spec("x", image=docker)
     assert made.process.env[0] == b"container=docker"
     assert b"container=vch" not in made.process.env

@@ -64,7 +64,7 @@ def test_no_cid_is_free_or_the_kernel_refuses() -> None:
 
 
 def test_qemu_gets_the_device_and_the_guest_the_port() -> None:
-    config = MachineConfig(**{**CONFIG.__dict__, "kernel_vsock": KernelVsock(fd=9, cid=77, port=5999)})
+    config = CONFIG._replace(kernel_vsock=KernelVsock(fd=9, cid=77, port=5999))
     words = qemu.command_line(config, Channels(3, 4, 5))
     assert "vhost-vsock-pci,guest-cid=77,vhostfd=9" in words
     assert words[words.index("-append") + 1] == "quiet tether.link=vsock:2:5999"

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,7 @@ def container(
             network=UserNetwork(MAC, ()) if options.network == "user" else None,
             devices=devices, device_fds=device_fds,
         )
-        config = replace(config, **(hardware or {}))
+        config = config._replace(**(hardware or {}))
         cloning = Cloning(Store(configured.templates)) if configured.templates is not None else None
         machine = held.enter_context(Machine(config, prepared.program, cloning=cloning))
         placement = Placement(id="0123456789abcdef" * 4, mac=MAC, layers=prepared.layers, verity=prepared.verity)

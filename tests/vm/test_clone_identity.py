@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from imagebuild.boot import cpio
-from imagebuild.boot.initramfs import build_initramfs, init_script, plain_image
+from imagebuild.boot.boot_image import build_initramfs, plain_image
+from imagebuild.boot.initramfs import init_script
 from imagebuild.boot.kernel import choose
 from tether.spec import Identity, Interface, Network, Process, Root, Spec
 from vch.clone.origin import Cloning

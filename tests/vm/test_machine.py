@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from imagebuild.boot.initramfs import build_initramfs
+from imagebuild.boot.boot_image import build_initramfs
 from imagebuild.boot.kernel import choose
 from vch.errors import BootError, MachineError
 from vch.machine import machine

@@ -9,7 +9,6 @@ import select
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +43,8 @@ def spec_of(plan: Plan, script: str) -> dict[str, Any]:
 
 def run(plan: Plan, words: Sequence[str] = (), devices: Sequence[str] = (), *, link: bool = False) -> str:
     """The console of a machine with these words for its kernel and for QEMU, and without a port for the link."""
-    config = replace(plan.config, devices=tuple(devices),
-                     boot=replace(plan.config.boot, arguments=(*plan.config.boot.arguments, *words)))  # fmt: skip
+    config = plan.config._replace(devices=tuple(devices),
+                     boot=plan.config.boot._replace(arguments=(*plan.config.boot.arguments, *words)))  # fmt: skip
     with ExitStack() as held:
         ours, theirs = open_channels()
         held.callback(ours.close)
@@ -129,7 +128,7 @@ def test_the_backdoor_is_found_by_our_own_instructions(home: Path, python_image:
     """The agent's module as a program of the container, under a hypervisor that has a backdoor."""
     script = "from tether import backdoor; print(backdoor.answers(backdoor.knocker()), backdoor.find_rpc())"
     with machine_plan(python_image, LinkKind.VIRTIO_SERIAL) as plan, Machine(
-        replace(plan.config, devices=("-machine", "vmport=on")), plan.program
+        plan.config._replace(devices=("-machine", "vmport=on")), plan.program
     ) as machine:
         machine.start(plan.spec)
         container = LinkMachine(machine, None)

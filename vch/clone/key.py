@@ -8,7 +8,6 @@ the template depends on.  What it does not say is in the files that it names and
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -38,7 +37,7 @@ def fits(config: MachineConfig) -> bool:
 def growable(config: MachineConfig) -> MachineConfig:
     """This machine with room for more memory, as every template and every clone has it."""
     room = GROWS_TO_MIB if fits(config) and config.memory_mib < GROWS_TO_MIB else 0
-    return replace(config, max_memory_mib=config.max_memory_mib or room)
+    return config._replace(max_memory_mib=config.max_memory_mib or room)
 
 
 def smaller(config: MachineConfig, memory_mib: int) -> MachineConfig | None:
@@ -49,16 +48,15 @@ def smaller(config: MachineConfig, memory_mib: int) -> MachineConfig | None:
     missing = config.memory_mib - memory_mib
     if missing <= 0 or missing % BLOCK_MIB or config.memory_mib > growable(config).max_memory_mib:
         return None
-    return replace(growable(config), memory_mib=memory_mib)
+    return growable(config)._replace(memory_mib=memory_mib)
 
 
 def template_of(config: MachineConfig, frozen: Frozen) -> MachineConfig:
     """The machine that this one could be a clone of."""
     arguments = tuple(_QUIET_WORD if word == _DEBUG_WORD else word for word in config.boot.arguments)
-    return replace(
-        growable(config),
+    return growable(config)._replace(
         name="template",
-        boot=replace(config.boot, arguments=(*arguments, TEMPLATE_WORD)),
+        boot=config.boot._replace(arguments=(*arguments, TEMPLATE_WORD)),
         drives=(),
         fd_sets={},
         network=None if config.network is None else UserNetwork(qemu.TEMPLATE_MAC),
@@ -70,12 +68,12 @@ def template_of(config: MachineConfig, frozen: Frozen) -> MachineConfig:
 def grown_of(config: MachineConfig, frozen: Frozen, disks: DiskSet) -> MachineConfig:
     """The template of `config` as it gets the root of an image: from the files of the one that has none yet."""
     drives = tuple(disks.drives)
-    return replace(template_of(config, frozen), drives=drives, fd_sets=disks.fd_sets, role=Role.GROWN)
+    return template_of(config, frozen)._replace(drives=drives, fd_sets=disks.fd_sets, role=Role.GROWN)
 
 
 def clone_of(config: MachineConfig, frozen: Frozen, memory_mib: int) -> MachineConfig:
     """This machine as a clone of a template that has `memory_mib`."""
-    return replace(growable(config), memory_mib=memory_mib, role=Role.CLONE, frozen=frozen)
+    return growable(config)._replace(memory_mib=memory_mib, role=Role.CLONE, frozen=frozen)
 
 
 def key_of(config: MachineConfig, program: str) -> str:

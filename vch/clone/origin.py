@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tether.link.waking import Prepare
 from vch.clone.key import fits, key_of, rooted_key, smaller
@@ -25,8 +25,7 @@ from vch.qemu.config import MachineConfig
 _NOT_ITS_FAULT = ("killed by", "allocate memory", "guest memory", "forwarding rule", "did not come up within")
 
 
-@dataclass(frozen=True)
-class Cloning:
+class Cloning(NamedTuple):
     """How machines are cloned: from templates of `store`; one that is missing is made first, if `make` says so.
 
     `standard_mib` is the size from which bigger machines are reached; 0: they are not, each size has a template.

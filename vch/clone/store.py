@@ -20,13 +20,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 from zlib import crc32
 
 from imagebuild.locks import try_lock
@@ -44,8 +43,7 @@ MOST_STATE = 64 << 20  # bytes; a state has 0.3 MB
 _REMEDY = "make room there, or name another folder: VCH_TEMPLATES"
 
 
-@dataclass(frozen=True)
-class Facts:
+class Facts(NamedTuple):
     """What a template is: its key, what is in it, and how its files can be told from damaged ones."""
 
     key: str
@@ -67,8 +65,7 @@ class Facts:
     format: int = FORMAT
 
 
-@dataclass(frozen=True)
-class Template:
+class Template(NamedTuple):
     """An open template; its descriptors are its holder's to close."""
 
     facts: Facts
@@ -84,8 +81,7 @@ class Template:
                 os.close(descriptor)
 
 
-@dataclass(frozen=True)
-class Listed:
+class Listed(NamedTuple):
     """A template as `vch template ls` shows it."""
 
     facts: Facts
@@ -153,12 +149,12 @@ class Store:
                 left.unlink()
             yield scratch
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)  # it has another name if it is complete
+            _delete(scratch)  # it has another name if it is complete
             os.close(lock)
 
     def complete(self, scratch: Path, facts: Facts) -> None:
         """Gives a template that was made in `scratch` its place."""
-        (scratch / RECORD).write_text(json.dumps(asdict(facts)), encoding="utf-8")
+        (scratch / RECORD).write_text(json.dumps(facts._asdict()), encoding="utf-8")
         self.remove(facts.key)
         for note in (_FAILED, WANTED):
             (self.folder / f"{note}{facts.key}").unlink(missing_ok=True)
@@ -191,7 +187,7 @@ class Store:
             (self.folder / key).rename(gone)
         except FileNotFoundError:
             return False
-        shutil.rmtree(gone, ignore_errors=True)
+        _delete(gone)
         return True
 
     def forget(self) -> None:
@@ -208,7 +204,7 @@ class Store:
         with suppress(FileNotFoundError):
             for entry in list(os.scandir(self.folder)):
                 if entry.name.startswith(_GONE):
-                    shutil.rmtree(entry.path, ignore_errors=True)
+                    _delete(Path(entry.path))
                 elif entry.name.startswith(_MAKING):
                     _remove_abandoned(Path(entry.path))
                 elif entry.name.startswith(_FAILED):
@@ -309,11 +305,17 @@ def _busy(folder: Path) -> bool:
     return False
 
 
+def _delete(folder: Path) -> None:
+    from shutil import rmtree  # late: its module imports every compressor that there is
+
+    rmtree(folder, ignore_errors=True)
+
+
 def _remove_abandoned(scratch: Path) -> None:
     """Removes a folder whose maker is gone."""
     lock = try_lock(scratch, create=False)
     if lock is not None:
-        shutil.rmtree(scratch, ignore_errors=True)
+        _delete(scratch)
         os.close(lock)
 
 

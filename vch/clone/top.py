@@ -9,13 +9,14 @@ import errno
 import os
 
 from vch.clone.store import Template
-from vch.disks import NO_SPACE, format_empty
+from vch.disks import NO_SPACE, format_blank, format_empty
 from vch.errors import HostError
 from vch.qemu.config import MachineConfig
 
 
 def take_top(template: Template, config: MachineConfig) -> None:
-    """Gives the machine's disk the content that its template left.  Raises HostError."""
+    """Gives the machine's disk the content that its template left, and others theirs.  Raises HostError."""
+    format_blank(config, config.drives[template.facts.drives :])
     if template.top < 0:
         return
     content = _content(template, config)

@@ -6,8 +6,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vch.command import bootchart
-from vch.command.bootchart import Moments
 from vch.errors import OperationError
 
 if TYPE_CHECKING:
@@ -32,6 +30,10 @@ class Profile:
 
     def ready(self, message: Ready) -> None:
         """The agent has said that it is up."""
+        if not self._wanted:
+            return
+        from vch.command import bootchart
+
         self._zero = bootchart.guest_zero(time.monotonic(), message.phases)
         self._phases += message.phases
 
@@ -44,6 +46,8 @@ class Profile:
         self._first_output = session.first_output
         if not self._wanted:
             return
+        from vch.command import bootchart
+
         asked = time.monotonic()
         try:
             pong = machine.ping()
@@ -55,7 +59,10 @@ class Profile:
         """The lines for the user; writes the picture.  Empty if no chart is wanted, or nothing was started."""
         if not self._wanted or self._zero is None:
             return []
-        line = bootchart.spans(Moments(self._began, self._machine, self._zero, self._first_output), self._phases)
+        from vch.command import bootchart
+
+        moments = bootchart.Moments(self._began, self._machine, self._zero, self._first_output)
+        line = bootchart.spans(moments, self._phases)
         lines = bootchart.table(line).splitlines()
         if self._picture is not None:
             from vch.command.bootchart_svg import svg

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import FrameType, TracebackType
+from typing import NamedTuple
 
 STOPPING = (signal.SIGTERM, signal.SIGHUP)
 FORWARDED = (signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGCONT)
@@ -29,8 +29,7 @@ class Interrupted(BaseException):
         self.number = number
 
 
-@dataclass(frozen=True)
-class Actions:
+class Actions(NamedTuple):
     """What to do, in the container; each returns at once."""
 
     stop: Callable[[], None]

@@ -6,7 +6,6 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from vch import settings as settings_module
 from vch.clone.key import key_of
@@ -76,7 +75,7 @@ def _list(given: list[Given], rest: list[str], settings: Settings) -> int:
     _no_words(rest)
     found = _store(settings).list()
     if any(truth(one) for one in given):
-        shown = [{**asdict(one.facts), "held_bytes": one.held_bytes, "used": one.used, "busy": one.busy}
+        shown = [{**one.facts._asdict(), "held_bytes": one.held_bytes, "used": one.used, "busy": one.busy}
                  for one in found]
         print(json.dumps(shown, indent=2))
         return 0

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import re
 import signal
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from tether.link.lastwords import read_last_words
 from tether.link.messages import Fault, Goodbye
 from vch.errors import BootError, GuestError, MachineError, MachineLostError
-from vch.machine.init_death import init_death
 from vch.qemu.console import Console
 from vch.qemu.process import Ended
 
-_TETHER_LINE = re.compile(r"^(?:\[ *\d+\.\d+\] )?tether: (.*)$", re.MULTILINE)
-_NO_MEMORY = re.compile(r"[Oo]ut of memory|deadlocked on memory|out-of-memory|oom-kill|Cannot allocate|write error$")
+# Compiled where they are used: few machines say anything before they end.
+_TETHER_LINE = r"(?m)^(?:\[ *\d+\.\d+\] )?tether: (.*)$"
+_NO_MEMORY = r"[Oo]ut of memory|deadlocked on memory|out-of-memory|oom-kill|Cannot allocate|write error$"
 _DEBUG = "run it with -D to see the console"
 _MORE_MEMORY = "give it more memory: -m"
 # QEMU's ShutdownCause (qapi/run-state.json) where the guest's own software was at work and said nothing.
@@ -40,8 +40,7 @@ class Stage(Enum):
     RUNNING = "run container"  # the process ran
 
 
-@dataclass(frozen=True)
-class Evidence:
+class Evidence(NamedTuple):
     """What was seen of a machine that is gone.  `ended` is None if QEMU never ran.
 
     `shutdown` is what QEMU said about it (the reason of the monitor's event SHUTDOWN: "guest-reset", ...), `killed` why
@@ -84,13 +83,18 @@ def _cause(evidence: Evidence, goodbye: Goodbye | None) -> tuple[str, str, str]:
 
 def _told_by_console(console: Console) -> tuple[str, str, str] | None:
     """What kernel and tether said of the end, if they said anything."""
-    death = init_death(console.text)
+    text = console.text
+    if not text:
+        return None
+    from vch.machine.init_death import init_death
+
+    death = init_death(text)
     if death:
         return "tether", death, _INIT_DIED
     if console.panic:
-        memory = _NO_MEMORY.search(console.text) is not None
+        memory = re.search(_NO_MEMORY, text) is not None
         return "guest kernel", f"panic: {console.panic}", _MORE_MEMORY if memory else _DEBUG
-    said = _TETHER_LINE.findall(console.text)
+    said = re.findall(_TETHER_LINE, text)
     if said:
         return "tether", said[-1].strip(), "" if said[-1].endswith(")") else _DEBUG
     return None

@@ -22,6 +22,7 @@ from tether.spec import Interface, Network, Process, Spec
 from vch.clone.key import clone_of
 from vch.clone.origin import Cloning
 from vch.clone.top import clear_top, take_top
+from vch.disks import format_blank
 from vch.errors import BootError, DeadlineError, MachineError
 from vch.machine.driver import Driver
 from vch.machine.explain import Stage
@@ -99,6 +100,7 @@ class Machine:
         cloning = self._cloning
         template = cloning.template(self.config, self._program, self._on_detail) if cloning is not None else None
         if cloning is None or template is None:
+            format_blank(self.config, self.config.drives)
             return self._come_up(BOOT_SECONDS[self.config.accelerator])
         cold = self._driver
         try:
@@ -164,6 +166,7 @@ class Machine:
         from vch.clone.adopt import adopt
 
         had, self.config = self.config, config
+        format_blank(config, config.drives[len(had.drives):])
         adopt(self._driver.monitor, had, config)
         self._grow(had.memory_mib, config.memory_mib)
 

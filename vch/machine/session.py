@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tether.link.late_messages import Health, Restarting
 from tether.link.messages import PRIMARY, Ended, Exited, Resize, Signal, stderr_of, stdin_of, stdout_of
@@ -22,8 +21,7 @@ SIGNAL_BASE = 128  # exit code of what a signal ended: shells' and Docker's 128 
 SIGPIPE = 13
 
 
-@dataclass(frozen=True)
-class Stdio:
+class Stdio(NamedTuple):
     """Where a session's standard streams lead: file descriptors or sinks.  None: no input, output thrown away.
 
     `streams` False: the guest has no such streams either.

@@ -9,8 +9,8 @@ command).  Python's argparse and getopt each differ from this somewhere, and scr
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from enum import Enum, auto
+from typing import NamedTuple
 
 from vch.errors import UsageError
 
@@ -23,8 +23,7 @@ class Kind(Enum):
     LIST = auto()  # one value each time it is given
 
 
-@dataclass(frozen=True)
-class Flag:
+class Flag(NamedTuple):
     """One option: its names, what it takes, and its line in --help."""
 
     name: str
@@ -39,8 +38,7 @@ class Flag:
         return f"-{self.short}, --{self.name}" if self.short else f"--{self.name}"
 
 
-@dataclass(frozen=True)
-class Given:
+class Given(NamedTuple):
     """An option that was given, with its value ("true" or "false" for a switch)."""
 
     flag: Flag

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tether.spec import CAPABILITIES, LIMITS, UNLIMITED, Limit, Restart
 
@@ -27,13 +27,12 @@ _UNCONFINED = frozenset(("seccomp=unconfined", "apparmor=unconfined", "label=dis
 _MICRO = ("us", "µs", "μs")
 _UNITS_NS = {"ns": 1, **dict.fromkeys(_MICRO, 10**3), "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
 _NUMBER = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)"
-_PART = re.compile(rf"({_NUMBER})({'|'.join(_UNITS_NS)})")
-_DURATION = re.compile(rf"[-+]?(?:{_PART.pattern})+")
+_PART = rf"({_NUMBER})({'|'.join(_UNITS_NS)})"
+_DURATION = rf"[-+]?(?:{_PART})+"
 LEAST_DURATION_NS = 10**6
 
 
-@dataclass(frozen=True)
-class HealthOptions:
+class HealthOptions(NamedTuple):
     """What was said about the health check.  None: the image's word counts.  Times in nanoseconds."""
 
     command: str | None = None
@@ -44,11 +43,11 @@ class HealthOptions:
     retries: int | None = None
     disabled: bool = False
 
-    def __post_init__(self) -> None:
-        others = (self.command, self.interval_ns, self.timeout_ns, self.start_period_ns, self.start_interval_ns,
-                  self.retries)
-        if self.disabled and any(others):
+    def checked(self) -> HealthOptions:
+        """The same.  Raises ValueError if it contradicts itself."""
+        if self.disabled and any(self._replace(disabled=False)):
             raise ValueError("--no-healthcheck conflicts with --health-* options")
+        return self
 
 
 def parse_limit(text: str) -> Limit:
@@ -166,9 +165,9 @@ def parse_duration(text: str) -> int:
         return 0
     if re.fullmatch(rf"[-+]?{_NUMBER}", text):
         raise ValueError(f'time: missing unit in duration "{text}"')
-    if not _DURATION.fullmatch(text):
+    if not re.fullmatch(_DURATION, text):
         raise ValueError(f'time: invalid duration "{text}"')
-    total = sum(round(float(number) * _UNITS_NS[unit]) for number, unit in _PART.findall(text))
+    total = sum(round(float(number) * _UNITS_NS[unit]) for number, unit in re.findall(_PART, text))
     return -total if text.startswith("-") else total
 
 

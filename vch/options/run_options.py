@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from tether.link.late_messages import LEVELS
 from tether.spec import Limit, Restart
@@ -86,8 +85,7 @@ FLAGS = (
 )
 
 
-@dataclass(frozen=True)
-class RunOptions:
+class RunOptions(NamedTuple):
     """What the user asked for.  None: not said, so the image's or the settings' value counts."""
 
     image: str
@@ -263,7 +261,7 @@ def _health(said: _Collected) -> HealthOptions:
             start_interval_ns=duration("health-start-interval"),
             retries=said.value("health-retries", process_values.parse_retries) or None,
             disabled=said.switch("no-healthcheck"),
-        )
+        ).checked()
     except ValueError as error:
         raise UsageError(str(error)) from error
 

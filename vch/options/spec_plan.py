@@ -10,8 +10,7 @@ from __future__ import annotations
 import os
 import posixpath
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from imagebuild.oci.imageconfig import Healthcheck
 from tether.spec import (
@@ -51,16 +50,14 @@ DEFAULT_SHELL = ("/bin/sh", "-c")  # of a health check's shell form, unless the 
 NS_PER_MS = 1_000_000
 
 
-@dataclass(frozen=True)
-class Resolver:
+class Resolver(NamedTuple):
     """What the host's resolver knows that is not an address: slirp answers the queries."""
 
     search: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Placement:
+class Placement(NamedTuple):
     """What the machine brings: its identity, NIC, how many layers its image disk has, the user's terminal.
 
     `verity`: for each of the layers what it must be, or nothing at all.

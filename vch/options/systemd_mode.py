@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import enum
 import posixpath
-import uuid
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vch.errors import UsageError
@@ -62,9 +60,10 @@ def as_init(options: RunOptions, image: RunConfig, command: Sequence[str], id: s
     taken = {mount.path for mount in options.volumes} | {mount.path for mount in options.tmpfs}
     taken |= {path.rstrip("/") for path in image.volumes}
     named = {entry.partition("=")[0] for entry in image.env}
-    ours = (f"container={_MANAGER}", f"container_uuid={uuid.UUID(hex=id[:_UUID_DIGITS])}")
-    return replace(
-        options,
+    from uuid import UUID  # late: few images have an init system
+
+    ours = (f"container={_MANAGER}", f"container_uuid={UUID(hex=id[:_UUID_DIGITS])}")
+    return options._replace(
         own_pids=True,
         tmpfs=(*options.tmpfs, *(TmpfsMount(path, words) for path, words in _MEMORY if path not in taken)),
         env=(*(entry for entry in ours if entry.partition("=")[0] not in named), *options.env),

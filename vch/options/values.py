@@ -8,22 +8,22 @@ import posixpath
 import re
 import signal
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vch.qemu.user_network import family
 
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)*) ?([kKmMgGtTpP]?)[iI]?[bB]?")
+# Compiled where they are used: most command lines need none of them.
+_SIZE = r"([0-9]+(?:\.[0-9]+)*) ?([kKmMgGtTpP]?)[iI]?[bB]?"
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
+_NAME = r"[a-zA-Z0-9][a-zA-Z0-9_.-]+"
 _NAME_GRAMMAR = "[a-zA-Z0-9][a-zA-Z0-9_.-]"
-_HOSTNAME = re.compile(r"(?!-)[a-zA-Z0-9-]{1,63}(?<!-)(\.(?!-)[a-zA-Z0-9-]{1,63}(?<!-))*")
-_REALTIME = re.compile(r"RTM(IN|AX)(?:([+-])([0-9]+))?")
+_HOSTNAME = r"(?!-)[a-zA-Z0-9-]{1,63}(?<!-)(\.(?!-)[a-zA-Z0-9-]{1,63}(?<!-))*"
+_REALTIME = r"RTM(IN|AX)(?:([+-])([0-9]+))?"
 HOSTNAME_LIMIT = 64  # Linux, __NEW_UTS_LEN
 HOST_GATEWAY = "host-gateway"  # Docker's word for "the host, as the container reaches it"
 
 
-@dataclass(frozen=True)
-class VolumeMount:
+class VolumeMount(NamedTuple):
     """-v: the named volume `name` ("" for one of its own that ends with the machine) mounted at `path`."""
 
     name: str
@@ -32,8 +32,7 @@ class VolumeMount:
     no_copy: bool = False
 
 
-@dataclass(frozen=True)
-class TmpfsMount:
+class TmpfsMount(NamedTuple):
     """--tmpfs: a tmpfs at `path` with mount(8) options."""
 
     path: str
@@ -50,7 +49,7 @@ def parse_sysctl(text: str) -> tuple[str, str]:
 
 def parse_size(text: str) -> int:
     """Bytes of "512m", "1.5g", "100" ...: github.com/docker/go-units, RAMInBytes."""
-    found = _SIZE.fullmatch(text)
+    found = re.fullmatch(_SIZE, text)
     try:
         number = float(found[1]) if found else -1.0
     except ValueError:  # "1.2.3"
@@ -83,7 +82,7 @@ def parse_signal(text: str) -> int:
             raise ValueError(f"invalid signal: {text}")
         return number
     name = text.upper().removeprefix("SIG")
-    realtime = _REALTIME.fullmatch(name)
+    realtime = re.fullmatch(_REALTIME, name)
     if realtime:
         base = signal.SIGRTMIN if realtime[1] == "IN" else signal.SIGRTMAX
         number = base + int((realtime[2] or "") + (realtime[3] or "0"))
@@ -97,14 +96,14 @@ def parse_signal(text: str) -> int:
 
 def parse_name(text: str) -> str:
     """The name of a container."""
-    if not _NAME.fullmatch(text):
+    if not re.fullmatch(_NAME, text):
         raise ValueError(f"Invalid container name ({text}), only {_NAME_GRAMMAR} are allowed")
     return text
 
 
 def parse_hostname(text: str) -> str:
     """A host name that resolvers accept and the kernel can hold."""
-    if len(text) > HOSTNAME_LIMIT or not _HOSTNAME.fullmatch(text):
+    if len(text) > HOSTNAME_LIMIT or not re.fullmatch(_HOSTNAME, text):
         raise ValueError(f"invalid hostname format: {text}")
     return text
 
@@ -197,7 +196,7 @@ def parse_volume(text: str) -> VolumeMount:
         raise ValueError(
             f"{name}: folders of the host cannot be mounted yet; name a volume instead, and it is made on first use"
         )
-    if name and not _NAME.fullmatch(name):
+    if name and not re.fullmatch(_NAME, name):
         raise ValueError(f"{name}: no name for a volume, only {_NAME_GRAMMAR} are allowed")
     unknown = flags - {"ro", "rw", "nocopy", "copy", "z", "Z", ""}
     if unknown or {"ro", "rw"} <= flags:

@@ -12,10 +12,9 @@ from __future__ import annotations
 import json
 import os
 import select
-import shutil
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 from zlib import crc32
 
 from vch.errors import HostError
@@ -34,16 +33,14 @@ PROBE_PROOF = "Kernel panic"  # only a kernel that runs can say so
 _PROBE_ARGUMENTS = ("console=ttyS0", "panic=-1", "root=/dev/none", "loglevel=4")
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """The accelerator, and how it was found."""
 
     accelerator: Accelerator
     reason: str
 
 
-@dataclass(frozen=True)
-class _Key:
+class _Key(NamedTuple):
     """All that a verdict depends on."""
 
     boot_id: str
@@ -53,10 +50,12 @@ class _Key:
 
 def find_qemu(program: str = qemu.PROGRAM) -> str:
     """The path of QEMU.  Raises HostError with the package to install."""
-    path = shutil.which(program)
-    if path is None:
-        raise HostError("find QEMU", program, "not installed", REMEDY_INSTALL)
-    return path
+    # As shutil.which, whose module imports every compressor that there is.
+    for folder in ("",) if os.path.dirname(program) else os.get_exec_path():
+        path = os.path.join(folder, program)
+        if os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    raise HostError("find QEMU", program, "not installed", REMEDY_INSTALL)
 
 
 def choose(wanted: str, state: Path, kernel: Path, program: str, *, fresh: bool = False) -> Verdict:
@@ -93,7 +92,7 @@ def recall(state: Path, key: _Key) -> Verdict | None:
     """The remembered verdict on this host boot, QEMU and kernel."""
     try:
         saved = json.loads(_verdict_file(state, key).read_text(encoding="utf-8"))
-        if saved["key"] != asdict(key):
+        if saved["key"] != key._asdict():
             return None
         return Verdict(Accelerator(saved["accelerator"]), str(saved["reason"]))
     except (OSError, ValueError, KeyError, TypeError):  # absent, damaged or of another version: ask again
@@ -102,7 +101,7 @@ def recall(state: Path, key: _Key) -> Verdict | None:
 
 def remember(state: Path, key: _Key, verdict: Verdict) -> None:
     """Keeps a verdict; a state folder that cannot be written only costs the next start two seconds."""
-    record = {"key": asdict(key), "accelerator": verdict.accelerator.value, "reason": verdict.reason}
+    record = {"key": key._asdict(), "accelerator": verdict.accelerator.value, "reason": verdict.reason}
     file = _verdict_file(state, key)
     fresh = state / f".{file.name}.{os.getpid()}"
     try:

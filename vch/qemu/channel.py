@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import dataclass
 from io import FileIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vch.qemu.config import Channels
 
@@ -18,8 +17,7 @@ if TYPE_CHECKING:
 READ_SIZE = 64 << 10
 
 
-@dataclass(frozen=True)
-class Ends:
+class Ends(NamedTuple):
     """All channels' ends of one side."""
 
     qmp: socket.socket

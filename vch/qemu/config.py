@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 from vch.ports import Published
-from vch.qemu.user_network import Addresses, addresses, netdev_words
+from vch.qemu.user_network import USUAL_ADDRESSES, Addresses, netdev_words
 
 PROGRAM = "qemu-system-x86_64"
 LINK_PORT = "org.vch.link.0"  # name of tether's virtio-serial port, as the guest sees it
@@ -53,12 +54,12 @@ class LinkKind(Enum):
     VSOCK = "vsock"
 
 
-@dataclass(frozen=True)
-class Drive:
+class Drive(NamedTuple):
     """A disk: a VMDK descriptor at `path` (also /dev/fdset/N), which the guest finds by `serial`.
 
     `volatile`: nobody will ever read it after the machine is gone, so the guest's flushes need not reach a disk.
     `content`: the fd set of the file that holds what is on such a disk, which is empty when the machine starts.
+    `blank`: it has no file system yet; it gets one when it is known that no template brings it (vch/clone/top.py).
     """
 
     serial: str
@@ -66,19 +67,18 @@ class Drive:
     read_only: bool = False
     volatile: bool = False
     content: int = 0
+    blank: bool = False
 
 
-@dataclass(frozen=True)
-class UserNetwork:
+class UserNetwork(NamedTuple):
     """One NIC behind the host's own addresses."""
 
     mac: str
     published: tuple[Published, ...] = ()
-    addresses: Addresses = field(default_factory=lambda: addresses(None, None, host_has_ipv6=False))
+    addresses: Addresses = USUAL_ADDRESSES
 
 
-@dataclass(frozen=True)
-class Channels:
+class Channels(NamedTuple):
     """What QEMU inherits: ends of socket pairs, and of a pipe for the console (vch/qemu/channel.py)."""
 
     qmp: int
@@ -86,8 +86,7 @@ class Channels:
     console: int
 
 
-@dataclass(frozen=True)
-class BootFiles:
+class BootFiles(NamedTuple):
     """What is booted, and with which kernel command line."""
 
     kernel: Path
@@ -108,8 +107,7 @@ class Role(Enum):
     CLONE = "clone"  # one that goes on where a template was frozen
 
 
-@dataclass(frozen=True)
-class Frozen:
+class Frozen(NamedTuple):
     """Open files of a template: its memory, and the state of its devices.  It had the first `drives` of its clones."""
 
     memory: int
@@ -117,8 +115,7 @@ class Frozen:
     drives: int = 0
 
 
-@dataclass(frozen=True)
-class KernelVsock:
+class KernelVsock(NamedTuple):
     """The host kernel's vsock: its open device, which holds the guest's CID, and the port where we listen."""
 
     fd: int
@@ -126,8 +123,7 @@ class KernelVsock:
     port: int
 
 
-@dataclass(frozen=True)
-class MachineConfig:
+class MachineConfig(NamedTuple):
     """A machine, completely."""
 
     name: str
@@ -137,7 +133,7 @@ class MachineConfig:
     boot: BootFiles
     drives: tuple[Drive, ...] = ()
     network: UserNetwork | None = None
-    fd_sets: Mapping[int, int] = field(default_factory=dict)
+    fd_sets: Mapping[int, int] = MappingProxyType({})
     """Files that drives name as /dev/fdset/N: N -> file descriptor that QEMU inherits."""
     link: LinkKind = LinkKind.VIRTIO_SERIAL
     kernel_vsock: KernelVsock | None = None

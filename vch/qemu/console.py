@@ -8,9 +8,9 @@ from collections import deque
 CONSOLE_LIMIT = 256 << 10  # bytes kept; a boot without "quiet" says about 60 KiB
 SHOWN_LINES = 40  # what a message shows of it
 
-_PANIC = re.compile(r"Kernel panic - not syncing: (.*)")
-_TERMINAL_CODES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_]|[^\[])")
-_TIMESTAMP = re.compile(r"^\[ *\d+\.\d+\] ")
+_PANIC = r"Kernel panic - not syncing: (.*)"
+_TERMINAL_CODES = r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_]|[^\[])"
+_TIMESTAMP = r"^\[ *\d+\.\d+\] "
 _DROP_FROM_TEXT = {code: None for code in (*range(32), 127) if code not in (9, 10)}
 
 
@@ -33,7 +33,7 @@ class Console:
     def text(self) -> str:
         """All that is kept, fit for a terminal."""
         raw = b"".join(self._chunks)[-self._limit :].decode("utf-8", "replace")
-        return _TERMINAL_CODES.sub("", raw).replace("\r\n", "\n").replace("\r", "\n").translate(_DROP_FROM_TEXT)
+        return re.sub(_TERMINAL_CODES, "", raw).replace("\r\n", "\n").replace("\r", "\n").translate(_DROP_FROM_TEXT)
 
     @property
     def lines(self) -> list[str]:
@@ -47,11 +47,11 @@ class Console:
     @property
     def panic(self) -> str:
         """What the kernel said when it panicked, or nothing."""
-        found = _PANIC.findall(self.text)
+        found = re.findall(_PANIC, self.text)
         return found[-1].strip() if found else ""
 
     @property
     def last_words(self) -> str:
         """The last line, without the kernel's time stamp."""
         lines = self.lines
-        return _TIMESTAMP.sub("", lines[-1]) if lines else ""
+        return re.sub(_TIMESTAMP, "", lines[-1]) if lines else ""

@@ -15,7 +15,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vch.errors import HostError
 
@@ -26,8 +26,7 @@ EXIT_CANNOT_BIND = 70  # of the child when the parent died before it could ask f
 REMEDY_INSTALL = "apt-get install qemu-system-x86"
 
 
-@dataclass(frozen=True)
-class Ended:
+class Ended(NamedTuple):
     """How QEMU ended: its exit code, or minus the signal that killed it, and what it said on stderr."""
 
     status: int

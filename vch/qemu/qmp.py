@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 MAX_LINE = 4 << 20  # bytes; the longest answers (query-named-block-nodes) have a few hundred KiB
 
 
-@dataclass(frozen=True)
-class QmpEvent:
+class QmpEvent(NamedTuple):
     """Something QEMU tells unasked: SHUTDOWN, BLOCK_IO_ERROR, DEVICE_DELETED..."""
 
     name: str
     data: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class QmpAnswer:
+class QmpAnswer(NamedTuple):
     """What a command returned, or why it failed."""
 
     command: str
@@ -39,16 +36,13 @@ class QmpProtocolError(Exception):
     """The monitor said something that is no QMP."""
 
 
-@dataclass
 class Qmp:
     """One monitor connection.  Feed what arrives to `receive`, send what `transmit` gives."""
 
-    _incoming: bytearray = field(default_factory=bytearray)
-    _outgoing: bytearray = field(default_factory=bytearray)
-    _waiting: list[tuple[str, Callback | None]] = field(default_factory=list)
-    greeting: Mapping[str, Any] | None = None
-
-    def __post_init__(self) -> None:
+    def __init__(self) -> None:
+        self._incoming, self._outgoing = bytearray(), bytearray()
+        self._waiting: list[tuple[str, Callback | None]] = []
+        self.greeting: Mapping[str, Any] | None = None
         # QEMU reads ahead: there is no need to see the greeting before the first command is sent.
         self.execute("qmp_capabilities")
 

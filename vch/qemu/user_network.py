@@ -6,8 +6,9 @@ The network is the /24 (IPv4) or /64 (IPv6) around the guest's address; in it, s
 
 from __future__ import annotations
 
+import functools
 import ipaddress
-from dataclasses import dataclass
+from typing import NamedTuple
 
 DEFAULT_IPV4 = "10.0.2.15"  # what slirp gives unless told otherwise (QEMU manual, "Using the user mode network stack")
 DEFAULT_IPV6 = "fec0::15"  # in slirp's own prefix
@@ -17,8 +18,7 @@ _ROUTES6 = "/proc/net/ipv6_route"  # destination, its prefix length ... flags, i
 _RTF_REJECT = 0x200  # linux/route.h
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(NamedTuple):
     """The guest's address of one family, and who else is in its network."""
 
     address: str
@@ -32,8 +32,7 @@ class Family:
         return f"{self.address}/{self.prefix}"
 
 
-@dataclass(frozen=True)
-class Addresses:
+class Addresses(NamedTuple):
     """Those of one machine; `v6` is None where it has no IPv6."""
 
     v4: Family
@@ -55,10 +54,14 @@ def family(text: str) -> Family:
     return Family(str(address), str(network[0]), prefix, str(gateway), str(resolver))
 
 
+@functools.cache  # asked for by the spec, its key and the command line
 def addresses(ipv4: str | None, ipv6: str | None, host_has_ipv6: bool) -> Addresses:
     """What a machine gets: what the user asked for, else slirp's own; IPv6 unasked only where the host has it."""
     wanted = ipv6 or (DEFAULT_IPV6 if host_has_ipv6 else None)
     return Addresses(family(ipv4 or DEFAULT_IPV4), family(wanted) if wanted else None)
+
+
+USUAL_ADDRESSES = addresses(None, None, host_has_ipv6=False)
 
 
 def netdev_words(addresses: Addresses) -> list[str]:

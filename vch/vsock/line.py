@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tether.link.transport import of_fd
@@ -31,7 +30,7 @@ def vsock_line(
     if held is None:
         return config, VhostUserLine(control, ended)
     control.close()
-    return replace(config, kernel_vsock=held.vsock), KernelLine(held, ended)
+    return config._replace(kernel_vsock=held.vsock), KernelLine(held, ended)
 
 
 class VhostUserLine:
