@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +12,7 @@ import pytest
 from imagebuild.boot import cpio
 from imagebuild.boot.initramfs import build_initramfs, init_script, plain_image
 from imagebuild.boot.kernel import choose
-from imagebuild.disk import vmdk
-from imagebuild.disk.ext4 import make_ext4
+from tests.vm.ext4_disk import DISK_BYTES, content_of, ext4_drive
 from tests.vm.harness import Container, container, text
 from tether.kernel.clock import must_step
 from tether.link.late_messages import ClockSet, Freeze, SetClock, Thaw
@@ -140,26 +137,8 @@ class TestTheContainerEndsTheMachine:
 # While it runs: one machine for all of this, in the order in which it stands here.
 
 MIB = 1 << 20
-DISK_MIB = 16
 FREED_MIB = 100  # of the 150 that are filled and freed
 UNTIL_FREE_S = 120.0  # the kernel reports pages that have been free for two seconds
-
-
-def ext4_drive(folder: Path, serial: str) -> Drive:
-    """An empty ext4 disk."""
-    raw = folder / f"{serial}.raw"
-    handle = os.open(raw, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    make_ext4(handle, DISK_MIB * MIB, "", os.urandom(16))
-    os.close(handle)
-    path = folder / f"{serial}.vmdk"
-    path.write_text(vmdk.flat(raw.name, DISK_MIB * MIB // 512))
-    return Drive(serial, str(path))
-
-
-def content_of(raw: Path, path: str) -> str:
-    """A file of an ext4 disk, as e2fsprogs read it; the disk has no errors."""
-    subprocess.run(["e2fsck", "-fn", raw], check=True, capture_output=True)
-    return subprocess.run(["debugfs", "-R", f"cat {path}", raw], check=True, capture_output=True, text=True).stdout
 
 
 def resident_mib(living: Container) -> int:
@@ -241,7 +220,7 @@ class TestDisks:
 
     def test_a_disk_that_is_none_is_refused_and_pulled(self, living: Container, tmp_path: Path) -> None:
         drive = ext4_drive(tmp_path, "empty")
-        (tmp_path / "empty.raw").write_bytes(bytes(DISK_MIB * MIB))
+        (tmp_path / "empty.raw").write_bytes(bytes(DISK_BYTES))
         with pytest.raises(GuestError, match="attach volume: ext4 on /dev/sdc"):
             living.machine.attach_disk(drive, "/never")
         living.until("ls /sys/block | grep -c sdc", "0")  # the guest hears that it was pulled, and lets go of it
