@@ -317,6 +317,8 @@ class Driver:
             self._full_disk.event(event)
         elif event.name == "SHUTDOWN":
             self._shutdown = str(event.data.get("reason", ""))
+        elif event.name == "SUSPEND":  # S3, from which nothing wakes it
+            self._kill("a process in it suspended the machine, and it was killed")
         elif event.name == "MIGRATION" and self._resume is not None:
             self._resume.event(event)
         self.monitor.event(event)
