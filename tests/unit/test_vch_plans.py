@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -205,3 +206,19 @@ def test_the_console_is_bounded_and_harmless() -> None:
     huge = Console(limit=1000)
     huge.feed(b"x" * 100_000)
     assert len(huge.text) == 1000
+
+
+@pytest.mark.parametrize(("said", "halts"), [
+    (b"[    1.8] x\r\n[    1.793962] reboot: System halted\r\n", True),
+    (b"[    1.793962] reboot: System halted\n" + b"x" * 1000 + b"\n", True),
+    (b"a program: [    1.793962] reboot: System halted\n", False),
+    (b"[    1.793962] reboot: System halted, or so\n", False),
+])  # fmt: skip
+def test_the_console_tells_that_the_kernel_halts(said: bytes, halts: bool) -> None:
+    """However small the pieces are in which it comes."""
+    for size in (1, 7, len(said)):
+        heard: list[int] = []
+        made = Console(on_halt=partial(heard.append, 1))
+        for at in range(0, len(said), size):
+            made.feed(said[at : at + size])
+        assert bool(heard) == halts, size

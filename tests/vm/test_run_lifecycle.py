@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import subprocess
 import time
@@ -123,14 +124,17 @@ def test_kill_of_vch_leaves_nothing(vch: Vch, image: str) -> None:
     assert vch("run", "--name", "victim", image, "true").returncode == 0  # the name is free again
 
 
-def test_kill_of_qemu_is_told(vch: Vch, image: str) -> None:
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSEGV])
+def test_kill_of_qemu_is_told(vch: Vch, image: str, blow: signal.Signals) -> None:
     before = tree(vch.home)
     process = vch.start("run", image, "sh", "-c", "echo up; sleep 1000")
     until_line(process, b"up\n")
-    os.kill(machine_of(process), signal.SIGKILL)
+    machine = machine_of(process)
+    resource.prlimit(machine, resource.RLIMIT_CORE, (0, 0))  # nobody wants the memory of a machine as a file
+    os.kill(machine, blow)
     code, _, err = finish(process)
     assert code == 137
-    assert b"vch: run container: QEMU: killed by SIGKILL" in err
+    assert f"vch: run container: QEMU: killed by {blow.name}".encode() in err
     assert not tree(vch.home) - before
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +13,7 @@ from imagebuild.boot import cpio
 from imagebuild.boot.boot_image import build_initramfs, plain_image
 from imagebuild.boot.initramfs import init_script
 from imagebuild.boot.kernel import choose
-from imagebuild.disk import vmdk
-from imagebuild.disk.ext4 import make_ext4
+from tests.vm.ext4_disk import DISK_BYTES, content_of, ext4_drive
 from tests.vm.harness import Container, container, text
 from tether.kernel.clock import must_step
 from tether.link.late_messages import ClockSet, Freeze, SetClock, Thaw
@@ -128,11 +125,16 @@ def test_a_pid_1_that_hangs_is_ended_from_outside(image: str, monkeypatch: pytes
 
 
 class TestTheContainerEndsTheMachine:
-    def test_with_reboot(self, image: str) -> None:
-        assert "guest: a process in it switched the machine off (reboot(2)" in str(end_of(image, "poweroff -f"))
+    @pytest.mark.parametrize(("command", "told"), [
+        ("poweroff -f", "switched the machine off (reboot(2)"),
+        ("reboot -f", "reset the machine, or its kernel panicked"),
+        ("halt -f", "halted the machine, and it was killed"),  # QEMU has no word for that, and would stay for ever
+    ])
+    def test_with_reboot(self, image: str, command: str, told: str) -> None:
+        assert f"guest: a process in it {told}" in str(end_of(image, command))
 
     def test_by_asking_pid_1(self, image: str) -> None:
-        assert "guest: powered off: a process in it asked PID 1 to stop" in str(end_of(image, "kill 1; sleep 1000"))
+        assert "guest: powered off: a process in it asked PID 1 to stop" in str(end_of(image, "reboot; sleep 1000"))
 
     def test_with_a_panic(self, image: str) -> None:
         assert "guest kernel: panic: sysrq triggered crash" in str(end_of(image, "echo c > /proc/sysrq-trigger"))
@@ -141,26 +143,8 @@ class TestTheContainerEndsTheMachine:
 # While it runs: one machine for all of this, in the order in which it stands here.
 
 MIB = 1 << 20
-DISK_MIB = 16
 FREED_MIB = 100  # of the 150 that are filled and freed
 UNTIL_FREE_S = 120.0  # the kernel reports pages that have been free for two seconds
-
-
-def ext4_drive(folder: Path, serial: str) -> Drive:
-    """An empty ext4 disk."""
-    raw = folder / f"{serial}.raw"
-    handle = os.open(raw, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    make_ext4(handle, DISK_MIB * MIB, "", os.urandom(16))
-    os.close(handle)
-    path = folder / f"{serial}.vmdk"
-    path.write_text(vmdk.flat(raw.name, DISK_MIB * MIB // 512))
-    return Drive(serial, str(path))
-
-
-def content_of(raw: Path, path: str) -> str:
-    """A file of an ext4 disk, as e2fsprogs read it; the disk has no errors."""
-    subprocess.run(["e2fsck", "-fn", raw], check=True, capture_output=True)
-    return subprocess.run(["debugfs", "-R", f"cat {path}", raw], check=True, capture_output=True, text=True).stdout
 
 
 def resident_mib(living: Container) -> int:
@@ -242,7 +226,7 @@ class TestDisks:
 
     def test_a_disk_that_is_none_is_refused_and_pulled(self, living: Container, tmp_path: Path) -> None:
         drive = ext4_drive(tmp_path, "empty")
-        (tmp_path / "empty.raw").write_bytes(bytes(DISK_MIB * MIB))
+        (tmp_path / "empty.raw").write_bytes(bytes(DISK_BYTES))
         with pytest.raises(GuestError, match="attach volume: ext4 on /dev/sdc"):
             living.machine.attach_disk(drive, "/never")
         living.until("ls /sys/block | grep -c sdc", "0")  # the guest hears that it was pulled, and lets go of it

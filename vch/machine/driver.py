@@ -65,7 +65,7 @@ class Driver:
         self.gone: Promise[MachineError] = Promise("the machine to end")
         """Kept when QEMU has ended and all was read, with the explanation (which is no error if it was asked for)."""
         self.reactor = Reactor()
-        self.console = Console()
+        self.console = Console(on_halt=lambda: self._kill("a process in it halted the machine, and it was killed"))
         self.observer = Observer()
         self.stage = Stage.BOOTING
         self._notify = on_notice
@@ -134,9 +134,9 @@ class Driver:
         """Ends QEMU in `seconds`, should it still run then."""
 
         def overdue() -> None:
-            self._killed = f"it did not power off within {seconds:.0f} s and was killed"
-            self._notify(f"the machine did not power off within {seconds:.0f} s and was killed")
-            self._kill()
+            why = f"did not power off within {seconds:.0f} s and was killed"
+            self._notify(f"the machine {why}")
+            self._kill(f"it {why}")
 
         self.post(lambda: void(self.reactor.call_later(seconds, overdue)))
 
@@ -281,7 +281,8 @@ class Driver:
         bug.__cause__ = error
         return bug
 
-    def _kill(self) -> None:
+    def _kill(self, why: str = "") -> None:
+        self._killed = self._killed or why
         if self._process is not None:
             self._process.kill()
 
@@ -316,6 +317,8 @@ class Driver:
             self._full_disk.event(event)
         elif event.name == "SHUTDOWN":
             self._shutdown = str(event.data.get("reason", ""))
+        elif event.name == "SUSPEND":  # S3, from which nothing wakes it
+            self._kill("a process in it suspended the machine, and it was killed")
         elif event.name == "MIGRATION" and self._resume is not None:
             self._resume.event(event)
         self.monitor.event(event)
