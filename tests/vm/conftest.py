@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from imagebuild.home import home as users_home
 from tests.debian_image import CannotBuild, cache_folder, debian_python_layout
 from tests.registry_fixture import running_registry
 
@@ -27,8 +28,19 @@ def home() -> Path:
     """The state folder of the tests, kept between runs: kernels, boot images and layers are content-addressed in it."""
     folder = Path(os.environ.get("VCH_TEST_HOME") or cache_folder() / "home")
     folder.mkdir(parents=True, exist_ok=True)
+    _share_pico(users_home(), folder)
     os.environ["VCH_HOME"] = str(folder)
     return folder
+
+
+def _share_pico(built: Path, folder: Path) -> None:
+    """A pico kernel that `make pico` has built serves the tests, too: they take half the time then."""
+    (folder / "kernels").mkdir(exist_ok=True)
+    for kernel in built.glob("kernels/pico-*"):
+        link = folder / "kernels" / kernel.name
+        if kernel.is_dir() and not link.exists():
+            link.unlink(missing_ok=True)  # of one that is gone
+            link.symlink_to(kernel)
 
 
 @pytest.fixture(scope="session", autouse=True)
