@@ -126,7 +126,7 @@ def test_guestinfo_is_passed_over_where_the_backdoor_knows_no_messages(plan: Pla
 
 def test_the_backdoor_is_found_by_our_own_instructions(home: Path, python_image: str) -> None:
     """The agent's module as a program of the container, under a hypervisor that has a backdoor."""
-    script = "from tether import backdoor; print(backdoor.answers(backdoor.knocker()), backdoor.find_rpc())"
+    script = "from tether.sources import backdoor; print(backdoor.answers(backdoor.knocker()), backdoor.find_rpc())"
     with machine_plan(python_image, LinkKind.VIRTIO_SERIAL) as plan, Machine(
         plan.config._replace(devices=("-machine", "vmport=on")), plan.program
     ) as machine:

@@ -116,7 +116,7 @@ def with_the_agents_code(machine: LinkMachine) -> LinkMachine:
         with path.open("rb") as file:
             machine.sh(f"cat > /{path.name}", stdin=file.fileno())
     names = [path.name for path in needed]
-    machine.sh(f"PYTHONPATH=/both_ways.zip python3 -c 'from tether import modules; modules.FOLDER = str(); "
+    machine.sh(f"PYTHONPATH=/both_ways.zip python3 -c 'from tether.kernel import modules; modules.FOLDER = str(); "
                f"modules._load({str(names).replace(chr(39), chr(34))})'")  # fmt: skip
     return machine
 

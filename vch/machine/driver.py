@@ -239,8 +239,11 @@ class Driver:
 
     def _wake(self, link_end: socket.socket) -> None:
         """The clone's first words come before the link."""
-        assert self._line is not None
-        link_end.send(pack(Wake(identity=new_identity())))
+        assert self._line
+        try:
+            link_end.send(pack(Wake(identity=new_identity())))
+        except (BrokenPipeError, ConnectionResetError):
+            return  # QEMU has just ended, and its end says why
         self._serve(self._line)
 
     def _end(self, error: BaseException | None) -> None:
@@ -338,6 +341,8 @@ class Driver:
         try:
             if self._qmp_end is not None:
                 socket.send_fds(self._qmp_end, [self._qmp.transmit()], files)
+        except (BrokenPipeError, ConnectionResetError):
+            return  # as in `_wake`
         except BlockingIOError as error:
             raise MachineError("monitor", "QEMU", "it takes no commands", "it hangs: report it") from error
 
