@@ -36,7 +36,7 @@ def home() -> Path:
 def _share_pico(built: Path, folder: Path) -> None:
     """A pico kernel that `make pico` has built serves the tests, too: they take half the time then."""
     (folder / "kernels").mkdir(exist_ok=True)
-    for kernel in built.glob("kernels/pico-*"):
+    for kernel in built.glob("kernels/pico*"):
         link = folder / "kernels" / kernel.name
         if kernel.is_dir() and not link.exists():
             link.unlink(missing_ok=True)  # of one that is gone
