@@ -75,6 +75,9 @@ class Boot:
             container.mount_volumes()
         with step("configure network"):
             container.configure_network(agent.reactor)
+        if spec.shares:
+            with step("mount shares"):
+                container.mount_shares()
         if spec.sysctls:
             with step("set kernel parameters"):
                 container.set_parameters()
@@ -95,8 +98,8 @@ class Boot:
         if agent is not None and fault is not None:
             self._try("stop sessions", lambda: agent.abandon(fault))
         if container is not None:
-            self._try("leave network", container.leave_network)
             self._try("unmount", container.unmount)
+            self._try("leave network", container.leave_network)  # after NFS, which needs it
         self._try("say goodbye", lambda: self._farewell(reason, fault))
 
     def _farewell(self, reason: str, fault: Fault | None) -> None:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 SOON_S = 0.1  # after the start: by then the process has been executed
 # For what was written to reach the disks.  With the time to end processes (KILL_S) and to say goodbye (FAREWELL_S) of
-# tether/agent.py, it stays within the minute after which the appliance switches the VM off.
+# tether/agent.py, and that for servers (tether/rootfs/shares.py), it stays within the minute after which the appliance
+# switches the VM off.
 UNMOUNT_S = 30.0
 MAX_HOSTNAME = 64  # __NEW_UTS_LEN of linux/utsname.h
 
@@ -43,6 +44,11 @@ class Container:
         self._live: LiveNetwork | None = None
         self.hold: Hold | None = None  # while they are frozen
         self.thaw: Callable[[], None] | None = None  # once they have been: undoes a freeze that came too late
+        self._shares: list[str] = []  # where NFS is mounted
+        if spec.shares:
+            from tether.rootfs import shares  # late: few specs have any
+
+            shares.check(spec)
 
     def name(self) -> None:
         """Writes the files that name things."""
@@ -64,14 +70,20 @@ class Container:
         return any(entry.startswith(b"container_uuid=") for entry in self.spec.process.env)
 
     def mount_volumes(self) -> None:
-        """Mounts tmpfs and volumes, then write-protects the root if the spec says so."""
-        if self.spec.tmpfs or self.spec.volumes:
+        """Mounts tmpfs and volumes, makes places for shares, then write-protects the root if the spec says so."""
+        spec = self.spec
+        if spec.tmpfs or spec.volumes or spec.shares:
             from tether.rootfs import baseline
 
             before = baseline.state()
-            volumes.mount_tmpfs(self.groundwork.handle, self.spec.tmpfs)
-            self.groundwork.writable += volumes.mount_volumes(self.groundwork.handle, self.spec.volumes)
-            made = [*(one.path for one in self.spec.tmpfs), *(one.path for one in self.spec.volumes)]
+            volumes.mount_tmpfs(self.groundwork.handle, spec.tmpfs)
+            self.groundwork.writable += volumes.mount_volumes(self.groundwork.handle, spec.volumes)
+            if spec.shares:
+                from tether.rootfs import shares
+
+                shares.make_points(self.groundwork.handle, spec.shares)
+            tmpfs, disks = [one.path for one in spec.tmpfs], [one.path for one in spec.volumes]
+            made = [*tmpfs, *disks, *(one.path for one in spec.shares)]
             baseline.note(before, [baseline.real(self.groundwork.handle, path) for path in made])
         if self.spec.root.read_only:
             root.seal(self.groundwork.handle)
@@ -113,6 +125,12 @@ class Container:
         if self._live is not None:
             self._live.close()
 
+    def mount_shares(self) -> None:
+        """Mounts what comes over the network."""
+        from tether.rootfs import shares
+
+        shares.mount_shares(self.groundwork.handle, self.spec.id, self.spec.shares, self._shares)
+
     def set_parameters(self) -> None:
         """Sets the kernel parameters of the spec, those of its network interfaces too."""
         from tether.kernel.sysctl import set_parameters  # late: few specs have any
@@ -150,7 +168,13 @@ class Container:
         for handle in (self.groundwork.handle, self.groundwork.devpts):
             if handle >= 0:
                 os.close(handle)
-        do_within(UNMOUNT_S, "unmount", self._unmount_all)
+        try:
+            do_within(UNMOUNT_S, "unmount", self._unmount_all)
+        finally:
+            if self._shares:
+                from tether.rootfs import shares
+
+                shares.leave(self._shares)
 
     def _unmount_all(self) -> None:
         """A disk that is still busy is made read-only, which writes everything to it too."""

@@ -75,6 +75,21 @@ class Tmpfs(Record):
     options: str = ""
 
 
+class Share(Record):
+    """An NFS export mounted at `path`: `source` is "SERVER:/EXPORT", `kind` "nfs" or "nfs4".
+
+    `options` are those of nfs(5), for mount(2): the kernel resolves no names, so `addr=` is there and is a number.  The
+    container is not started without it: an export that is not mounted after `timeout_ms` is an error.
+    """
+
+    path: bytes
+    source: str
+    kind: str = "nfs"
+    options: str = ""
+    read_only: bool = False
+    timeout_ms: int = 30_000
+
+
 class Route(Record):
     """Where to send what goes to `destination`: CIDR notation, or "default" (of the gateway's family).
 
@@ -254,3 +269,4 @@ class Spec(Record):
     own_pids: bool = False
     health: HealthCheck | None = None
     restart: Restart | None = None
+    shares: tuple[Share, ...] = ()

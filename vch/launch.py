@@ -44,9 +44,20 @@ def new_id() -> str:
 
 
 def check(options: RunOptions, settings: Settings) -> None:
-    """What can be refused before anything is done.  Raises UsageError."""
+    """What can be refused before anything is done.  Raises UsageError, HostError."""
     if (options.memory or settings.memory) < LEAST_MEMORY:
         raise UsageError(f"Minimum memory limit allowed is {LEAST_MEMORY // MIB}MB")
+    servers(options)
+
+
+def servers(options: RunOptions) -> dict[str, str]:
+    """The addresses of NFS servers by name.  Raises UsageError, HostError."""
+    if not options.shares:
+        return {}
+    from vch.options.share_plan import find_servers
+
+    gateway = user_addresses(options, host_has_ipv6()).v4.gateway
+    return find_servers(options.shares, dict(options.hosts), gateway)
 
 
 class Launch(NamedTuple):
@@ -121,6 +132,7 @@ class Launch(NamedTuple):
             resolver=_host_resolver(),
             terminal=terminal,
             host_has_ipv6=host_has_ipv6(),
+            servers=servers(self.options),
         )
 
     @property

@@ -73,6 +73,7 @@ class Options(TypedDict, total=False):
     ip6: str
     mac_address: str
     memory: int | str
+    mount: Words
     name: str
     network: str
     no_healthcheck: bool
@@ -154,9 +155,10 @@ class Machine:
 
     def close(self) -> None:
         """Ends the machine, if it runs; nothing of it is left.  Named volumes are unmounted properly."""
-        running = self._machine
+        running, spec = self._machine, self._spec
         try:
-            if running is not None and any(not (one.read_only or one.volatile) for one in running.config.drives):
+            drives = running.config.drives if running is not None else ()
+            if running is not None and ((spec and spec.shares) or not all(d.read_only or d.volatile for d in drives)):
                 running.power_off()
         finally:
             self._held.close()

@@ -108,6 +108,7 @@ from tether.spec import (
     Restart,
     Root,
     Route,
+    Share,
     Spec,
     Sysctl,
     Terminal,
@@ -180,6 +181,11 @@ SPEC = Spec(
         args=(b"true",), interval_ms=1000, timeout_ms=2000, start_period_ms=3000, start_interval_ms=400, retries=5
     ),
     restart=Restart(always=True, retries=6),
+    shares=(
+        Share(
+            path=b"/nfs", source="10.0.2.2:/e", kind="nfs4", options="addr=10.0.2.2", read_only=True, timeout_ms=9000
+        ),
+    ),
 )
 NIC = Interface(mac="02:00:00:00:00:04", dhcp=True)
 NAMES = SetNames(
@@ -359,7 +365,7 @@ def test_every_field_is_shown() -> None:
     for _, _, message in MESSAGES:
         visit(message)
     parts: set[type[Record]] = {Spec, Root, Network, Interface, Route, Volume, Disk, Layer, Verity, Sysctl}
-    parts |= {Process, HealthCheck, Restart, Limit, Probe}
+    parts |= {Process, HealthCheck, Restart, Limit, Probe, Share}
     for cls in parts | {type(message) for _, _, message in MESSAGES}:
         missing += [(cls.__name__, name) for name in cls._fields if name not in seen[cls.__name__]]
     assert not missing

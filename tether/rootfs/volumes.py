@@ -11,7 +11,18 @@ import stat
 
 from tether.faults import TetherError
 from tether.kernel import files
-from tether.kernel.syscalls import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_REMOUNT, mount
+from tether.kernel.syscalls import (
+    MS_BIND,
+    MS_NOATIME,
+    MS_NODEV,
+    MS_NODIRATIME,
+    MS_NOEXEC,
+    MS_NOSUID,
+    MS_RDONLY,
+    MS_RELATIME,
+    MS_REMOUNT,
+    mount,
+)
 from tether.net.names import hostname_text, hosts_text, resolv_text
 from tether.rootfs.disks import find_disk
 from tether.rootfs.inside import Mount, by_handle, make_folder, mount_file, mount_folder, open_inside
@@ -27,22 +38,34 @@ VOLUME_FILESYSTEM = "ext4"
 _MACHINE_ID, _MACHINE_ID_DIGITS, _HEX = b"/etc/machine-id", 32, "0123456789abcdef"
 
 # mount(8) options that are flags of mount(2); Docker's --tmpfs has noexec, nosuid and nodev unless told otherwise.
-_FLAGS = {"ro": MS_RDONLY, "nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec": MS_NOEXEC}
-_CLEARING = {"rw": MS_RDONLY, "suid": MS_NOSUID, "dev": MS_NODEV, "exec": MS_NOEXEC}
+_FLAGS = {
+    "ro": MS_RDONLY, "nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec": MS_NOEXEC, "noatime": MS_NOATIME,
+    "nodiratime": MS_NODIRATIME, "relatime": MS_RELATIME,
+}  # fmt: skip
+_CLEARING = {
+    "rw": MS_RDONLY, "suid": MS_NOSUID, "dev": MS_NODEV, "exec": MS_NOEXEC, "atime": MS_NOATIME,
+    "diratime": MS_NODIRATIME, "norelatime": MS_RELATIME,
+}  # fmt: skip
 _TMPFS_DEFAULT = MS_NOSUID | MS_NODEV | MS_NOEXEC
 
 
 def tmpfs_mount(tmpfs: Tmpfs) -> Mount:
-    """The mount for Docker's --tmpfs: words that are flags become flags, the rest goes to the filesystem."""
-    flags, rest = _TMPFS_DEFAULT, []
-    for word in tmpfs.options.split(","):
+    """The mount for Docker's --tmpfs."""
+    flags, rest = split_options(tmpfs.options, _TMPFS_DEFAULT)
+    return Mount(path=tmpfs.path, kind="tmpfs", flags=flags, options=",".join(rest))
+
+
+def split_options(options: str, flags: int) -> tuple[int, list[str]]:
+    """Words that are flags become flags, beside those that are there; the rest is for the file system."""
+    rest = []
+    for word in options.split(","):
         if word in _FLAGS:
             flags |= _FLAGS[word]
         elif word in _CLEARING:
             flags &= ~_CLEARING[word]
         elif word:
             rest.append(word)
-    return Mount(path=tmpfs.path, kind="tmpfs", flags=flags, options=",".join(rest))
+    return flags, rest
 
 
 def mount_tmpfs(root: int, wanted: tuple[Tmpfs, ...]) -> None:

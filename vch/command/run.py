@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tether.link.messages import PRIMARY, Resize, Signal
-from tether.spec import Identity
+from tether.spec import Identity, Spec
 from vch import settings as settings_module
 from vch.command import terminal
 from vch.command.profile import Profile
@@ -115,7 +115,7 @@ class _Run:
                 code = self._serve(machine, session, spec.stop_signal)
             self._watch.lap("run")
             self._profile.over(machine, session)
-            self._end(machine)
+            self._end(machine, spec)
         self._watch.lap("end")
         self._report()
         return code
@@ -170,9 +170,9 @@ class _Run:
             self._say(complaint)
         return code
 
-    def _end(self, machine: Machine) -> None:
+    def _end(self, machine: Machine, spec: Spec) -> None:
         """Only what outlives the machine needs an orderly end."""
-        if any(not drive.read_only and not drive.volatile for drive in machine.config.drives):
+        if spec.shares or any(not drive.read_only and not drive.volatile for drive in machine.config.drives):
             machine.power_off()
         else:
             machine.close()

@@ -46,8 +46,8 @@ class Given(NamedTuple):
 
 
 # strconv.ParseBool
-_TRUE = frozenset(("1", "t", "T", "TRUE", "true", "True"))
-_FALSE = frozenset(("0", "f", "F", "FALSE", "false", "False"))
+TRUE_WORDS = frozenset(("1", "t", "T", "TRUE", "true", "True"))
+FALSE_WORDS = frozenset(("0", "f", "F", "FALSE", "false", "False"))
 
 
 class HelpRequested(Exception):
@@ -134,8 +134,8 @@ def _shorts(short: dict[str, Flag], word: str, rest: list[str], given: list[Give
 def _checked(flag: Flag, value: str) -> Given:
     if flag.kind is not Kind.SWITCH:
         return Given(flag, value)
-    if value in _TRUE:
+    if value in TRUE_WORDS:
         return Given(flag, "true")
-    if value in _FALSE:
+    if value in FALSE_WORDS:
         return Given(flag, "false")
     raise bad_value(flag, value, f'strconv.ParseBool: parsing "{value}": invalid syntax')

@@ -52,6 +52,7 @@ FLAGS = (
     Flag("log-level", "", _V, "LEVEL", "show the agent's log: debug, info, warning or error"),
     Flag("mac-address", "", _V, "MAC", "MAC address of the network interface"),
     Flag("memory", "m", _V, "SIZE", "memory of the machine: 512m, 2g"),
+    Flag("mount", "", _L, "KEY=VALUE,...", "mount a volume, a tmpfs or an NFS export: type=volume|tmpfs,src=,dst=,..."),
     Flag("name", "", _V, "NAME", "a name that no other running container has"),
     Flag("network", "", _V, "user|none", "user: behind the host's address (default); none"),
     Flag("network-alias", "", _L, "NAME", "one more name of the container, in its own /etc/hosts"),
@@ -111,6 +112,7 @@ class RunOptions(NamedTuple):
     read_only: bool = False
     tmpfs: tuple[values.TmpfsMount, ...] = ()
     volumes: tuple[values.VolumeMount, ...] = ()
+    shares: tuple[values.ShareMount, ...] = ()
     name: str | None = None
     network: str = "user"
     hosts: tuple[tuple[str, str], ...] = ()
@@ -187,9 +189,15 @@ def parse_run(words: Sequence[str], environ: Mapping[str, str], debug: bool = Fa
         if network == "none" and said.given(name):
             raise UsageError(f"conflicting options: --{name} and --network none")
     from_files = [entry for group in said.all("env-file", _env_file(environ)) for entry in group]
-    mounts = said.all("volume", values.parse_volume)
-    tmpfs = said.all("tmpfs", values.parse_tmpfs)
-    _refuse_duplicates([*(mount.path for mount in mounts), *(mount.path for mount in tmpfs)])
+    mounts = [
+        *said.all("volume", values.parse_volume),
+        *said.all("tmpfs", values.parse_tmpfs),
+        *said.all("mount", _mount),
+    ]
+    _refuse_duplicates([mount.path for mount in mounts])
+    shares = _of_kind(values.ShareMount, mounts)
+    if network == "none" and shares:
+        raise UsageError("conflicting options: an NFS volume and --network none")
     seconds = said.value("stop-timeout", values.parse_seconds)
     return RunOptions(
         image=rest[0],
@@ -217,8 +225,9 @@ def parse_run(words: Sequence[str], environ: Mapping[str, str], debug: bool = Fa
         memory=said.value("memory", values.parse_size),
         cpus=said.value("cpus", _processors),
         read_only=said.switch("read-only"),
-        tmpfs=tmpfs,
-        volumes=mounts,
+        tmpfs=_of_kind(values.TmpfsMount, mounts),
+        volumes=_of_kind(values.VolumeMount, mounts),
+        shares=shares,
         name=said.value("name", values.parse_name),
         network=network,
         hosts=said.all("add-host", values.parse_host),
@@ -276,6 +285,16 @@ def _restart(said: _Collected) -> Restart | None:
 def _last_true(said: Sequence[bool | None]) -> bool:
     """The last word on a question that some of the answers say nothing about."""
     return next((word for word in reversed(said) if word is not None), False)
+
+
+def _mount(text: str) -> values.VolumeMount | values.TmpfsMount | values.ShareMount:
+    from vch.options.mount_option import parse_mount
+
+    return parse_mount(text)
+
+
+def _of_kind(kind: type[T], among: Sequence[object]) -> tuple[T, ...]:
+    return tuple(one for one in among if isinstance(one, kind))
 
 
 def _one_of(choices: Sequence[str]) -> Callable[[str], str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from imagebuild.oci.imageconfig import Healthcheck
@@ -23,6 +23,7 @@ from tether.spec import (
     Network,
     Process,
     Root,
+    Share,
     Spec,
     Sysctl,
     Terminal,
@@ -60,7 +61,7 @@ class Resolver(NamedTuple):
 class Placement(NamedTuple):
     """What the machine brings: its identity, NIC, how many layers its image disk has, the user's terminal.
 
-    `verity`: for each of the layers what it must be, or nothing at all.
+    `verity`: for each of the layers what it must be, or nothing at all.  `servers`: addresses of NFS servers by name.
     """
 
     id: str
@@ -70,6 +71,7 @@ class Placement(NamedTuple):
     terminal: Terminal | None = None
     verity: tuple[Verity, ...] = ()
     host_has_ipv6: bool = False
+    servers: Mapping[str, str] | None = None
 
 
 def user_addresses(options: RunOptions, host_has_ipv6: bool) -> Addresses:
@@ -101,17 +103,28 @@ def build_spec(options: RunOptions, image: RunConfig, placement: Placement, iden
         own_pids=bool(options.own_pids),
         health=health_check(options.health, image),
         restart=options.restart,
+        shares=_shares(options, placement.servers or {}),
     )
+
+
+def _shares(options: RunOptions, servers: Mapping[str, str]) -> tuple[Share, ...]:
+    if not options.shares:
+        return ()
+    from vch.options.share_plan import share_of
+
+    return tuple(share_of(mount, servers) for mount in options.shares)
 
 
 def volume_mounts(options: RunOptions, image: RunConfig) -> tuple[VolumeMount, ...]:
     """All volumes, those of the image included, parents before children."""
     taken = {mount.path for mount in options.volumes} | {mount.path for mount in options.tmpfs}
+    remote = tuple(f"{mount.path}/" for mount in options.shares)  # what is declared below one is on the server, too
     try:
         wanted = [values.mount_point(path) for path in image.volumes]
     except ValueError as error:
         raise UsageError(f"the image declares a volume that cannot be: {error}") from error
-    own = [VolumeMount("", path) for path in dict.fromkeys(wanted) if path not in taken]
+    missing = [path for path in wanted if path not in taken and not f"{path}/".startswith(remote)]
+    own = [VolumeMount("", path) for path in dict.fromkeys(missing)]
     return tuple(sorted((*options.volumes, *own), key=lambda mount: mount.path.split("/")))
 
 

@@ -58,7 +58,7 @@ def as_init(options: RunOptions, image: RunConfig, command: Sequence[str], id: s
     if not wanted or options.own_pids is False:
         return options
     taken = {mount.path for mount in options.volumes} | {mount.path for mount in options.tmpfs}
-    taken |= {path.rstrip("/") for path in image.volumes}
+    taken |= {mount.path for mount in options.shares} | {path.rstrip("/") for path in image.volumes}
     named = {entry.partition("=")[0] for entry in image.env}
     from uuid import UUID  # late: few images have an init system
 

@@ -20,6 +20,7 @@ _NAME_GRAMMAR = "[a-zA-Z0-9][a-zA-Z0-9_.-]"
 _HOSTNAME = r"(?!-)[a-zA-Z0-9-]{1,63}(?<!-)(\.(?!-)[a-zA-Z0-9-]{1,63}(?<!-))*"
 _REALTIME = r"RTM(IN|AX)(?:([+-])([0-9]+))?"
 HOSTNAME_LIMIT = 64  # Linux, __NEW_UTS_LEN
+SERVER_WORD = "addr="  # of nfs(5): where the server is, whatever the device says
 HOST_GATEWAY = "host-gateway"  # Docker's word for "the host, as the container reaches it"
 
 
@@ -37,6 +38,20 @@ class TmpfsMount(NamedTuple):
 
     path: str
     options: str
+
+
+class ShareMount(NamedTuple):
+    """--mount with an NFS export: `device` is "[SERVER]:/EXPORT", `options` are those of nfs(5).
+
+    `server` is the name or address of the server that they speak of.
+    """
+
+    path: str
+    kind: str
+    device: str
+    options: str
+    server: str
+    read_only: bool = False
 
 
 def parse_sysctl(text: str) -> tuple[str, str]:
@@ -192,16 +207,28 @@ def parse_env_file(content: str, environ: Mapping[str, str]) -> list[str]:
 def parse_volume(text: str) -> VolumeMount:
     """-v [NAME:]/PATH[:ro|rw|nocopy,...]."""
     name, path, flags = _volume_parts(text)
-    if name.startswith(("/", ".", "~")):
-        raise ValueError(
-            f"{name}: folders of the host cannot be mounted yet; name a volume instead, and it is made on first use"
-        )
-    if name and not re.fullmatch(_NAME, name):
-        raise ValueError(f"{name}: no name for a volume, only {_NAME_GRAMMAR} are allowed")
+    if name:
+        name = volume_name(name)
     unknown = flags - {"ro", "rw", "nocopy", "copy", "z", "Z", ""}
     if unknown or {"ro", "rw"} <= flags:
         raise ValueError(f"invalid mode: {','.join(sorted(unknown or flags))}")
     return VolumeMount(name, mount_point(path), "ro" in flags, "nocopy" in flags)
+
+
+def volume_name(name: str) -> str:
+    """The name of a volume, which a folder of the host is not."""
+    if name.startswith(("/", ".", "~")):
+        raise no_host_folders(name)
+    if not re.fullmatch(_NAME, name):
+        raise ValueError(f"{name}: no name for a volume, only {_NAME_GRAMMAR} are allowed")
+    return name
+
+
+def no_host_folders(name: str) -> ValueError:
+    """What becomes of who asks for one."""
+    return ValueError(
+        f"{name}: folders of the host cannot be mounted yet; name a volume instead, and it is made on first use"
+    )
 
 
 def _volume_parts(text: str) -> tuple[str, str, set[str]]:
