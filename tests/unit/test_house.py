@@ -59,6 +59,25 @@ def test_the_agent_imports_the_standard_library_and_itself(path: Path) -> None:
     assert not foreign
 
 
+# Which folders of the agent those of each may import; what is at the top commands them all.
+FOLDERS = {
+    "archive": {"kernel", "link"},
+    "kernel": {"link"},
+    "net": {"kernel", "link"},
+    "process": {"kernel", "link", "rootfs"},
+    "requests": {"archive", "kernel", "link", "net", "process", "rootfs"},
+    "rootfs": {"kernel", "link", "net", "sources"},  # names of the network in /etc; a disk that the boot medium brings
+    "sources": {"kernel", "link", "rootfs"},
+}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_agents_folders_are_in_layers(folder: str) -> None:
+    used = {name.split(".")[1] for path in _sources(f"tether/{folder}") for name in _imports(path)
+            if name.startswith("tether.")}
+    assert (used & {"link", *FOLDERS}) - {folder} <= FOLDERS[folder]
+
+
 @pytest.mark.parametrize("path", _sources("tether/link"), ids=str)
 def test_the_link_needs_nothing_of_the_agent(path: Path) -> None:
     ours = {name for name in _imports(path) if _top(name) in OURS}
