@@ -8,6 +8,8 @@ BIN    := $(VENV)/bin
 # What to run: an image reference (empty: the demo image, made here from Debian's busybox) and a command for it.
 IMAGE ?=
 CMD   ?=
+# Tests in VMs wait most of the time: two processes, the tests of a file in one of them, take half as long as one.
+SIDE_BY_SIDE := --numprocesses 2 --dist loadfile
 # How long to fuzz; empty: until stopped.
 SECONDS ?=
 
@@ -36,7 +38,7 @@ test: setup ## lint, types, unit tests, then tests in real VMs
 	@scripts/install-packages test
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory fuzz SECONDS=20
-	@$(BIN)/python -m pytest tests/unit tests/vm
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/unit tests/vm
 
 test-unit: setup ## only the tests that need no VM
 	@scripts/install-packages test
@@ -44,7 +46,7 @@ test-unit: setup ## only the tests that need no VM
 
 test-vm: setup ## only the tests in real VMs
 	@scripts/install-packages test
-	@$(BIN)/python -m pytest tests/vm
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/vm
 
 lint: setup ## ruff and mypy --strict
 	@$(BIN)/ruff check .

@@ -7,6 +7,7 @@ with a user of its own; a last change.  The layout is kept in a cache folder und
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import os
@@ -14,7 +15,8 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from imagebuild.oci.compose import LayerTar, write_layout
@@ -42,14 +44,26 @@ def debian_python_layout() -> Path:
     layout = cache_folder() / f"debian-python-{key}"
     if (layout / "index.json").exists():
         return layout
-    layout.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=layout.parent, prefix="debootstrap-") as scratch:
-        tree, fresh = Path(scratch) / "tree", Path(scratch) / "layout"
-        debootstrap(tree, ("python3",))
-        write_layout(fresh, _layers(tree), CONFIG)
-        if not layout.exists():
+    with making(layout) as scratch:
+        if scratch is not None:
+            tree, fresh = scratch / "tree", scratch / "layout"
+            debootstrap(tree, ("python3",))
+            write_layout(fresh, _layers(tree), CONFIG)
             fresh.rename(layout)
     return layout
+
+
+@contextmanager
+def making(layout: Path) -> Iterator[Path | None]:
+    """A folder to make it in, by one process of tests at a time; None if another has made it meanwhile."""
+    layout.parent.mkdir(parents=True, exist_ok=True)
+    with open(layout.with_suffix(".lock"), "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if layout.exists():
+            yield None
+            return
+        with tempfile.TemporaryDirectory(dir=layout.parent, prefix="debootstrap-") as scratch:
+            yield Path(scratch)
 
 
 def debootstrap(tree: Path, packages: Sequence[str]) -> None:

@@ -6,11 +6,10 @@ Made and kept as tests/debian_image.py makes and keeps its own.
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from pathlib import Path
 
 from imagebuild.oci.compose import LayerTar, write_layout
-from tests.debian_image import cache_folder, debootstrap, pack
+from tests.debian_image import cache_folder, debootstrap, making, pack
 
 PACKAGES = ("systemd", "systemd-sysv", "dbus", "s6")
 CONFIG = {"Env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"], "Cmd": ["/sbin/init"]}
@@ -39,12 +38,11 @@ def init_layout() -> Path:
     layout = cache_folder() / f"debian-init-{key}"
     if (layout / "index.json").exists():
         return layout
-    layout.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=layout.parent, prefix="debootstrap-") as scratch:
-        tree, fresh = Path(scratch) / "tree", Path(scratch) / "layout"
-        debootstrap(tree, PACKAGES)
-        write_layout(fresh, [pack(tree, lambda name: not name.startswith("dev/")), _services()], CONFIG)
-        if not layout.exists():
+    with making(layout) as scratch:
+        if scratch is not None:
+            tree, fresh = scratch / "tree", scratch / "layout"
+            debootstrap(tree, PACKAGES)
+            write_layout(fresh, [pack(tree, lambda name: not name.startswith("dev/")), _services()], CONFIG)
             fresh.rename(layout)
     return layout
 

@@ -27,9 +27,11 @@ from vch.settings import DEFAULT_CPUS, DEFAULT_MEMORY, DISK_SIZE, MIB
 
 ROOT = Path(__file__).parents[2]
 VCH = ROOT / ".venv/bin/vch"
-FLOOR_SOURCE = Path(__file__).with_name("floor_init.c")
+FLOOR_SOURCE, WORK_SOURCE = (Path(__file__).with_name(name) for name in ("floor_init.c", "floor_work.c"))
 MACHINE_CPU = "QEMU CPU"  # seconds of QEMU alone, from its start to the first output: the session's, or of the C /init
 KERNELS = ("debian-cloud", "pico")
+WORK = "an agent's work in C"
+AGENT, INTERPRETER, IN_C = "agent", "interpreter", "in C"  # seconds by the guest's clock
 
 
 def bench_boot(home: Path, scratch: Path, runs: int, report: Report) -> None:
@@ -37,7 +39,7 @@ def bench_boot(home: Path, scratch: Path, runs: int, report: Report) -> None:
     layout = home / "demo"
     write_demo(layout)
     image = f"oci:{layout}:demo"
-    floor = _floor_initramfs(scratch)
+    floor, work = (_c_initramfs(scratch, source) for source in (FLOOR_SOURCE, WORK_SOURCE))
     cases: dict[str, Callable[[], Sample]] = {}
     for name in KERNELS:
         kernel = choose_kernel(home, name if name != "pico" else None)
@@ -48,6 +50,8 @@ def bench_boot(home: Path, scratch: Path, runs: int, report: Report) -> None:
         report.facts[f"{name}: initramfs bytes"] = initramfs.size
         cases[f"{name}: floor"] = _floor(home, image, name, floor)
         cases[f"{name}: vch run true"] = _run(home, image, name, scratch)
+        if kernel.modules is None:
+            cases[f"{name}: {WORK}"] = _floor(home, image, name, work)
     rows = alternate(cases, runs)
     report.tables["cold boot"] = rows
     for name in KERNELS:
@@ -55,6 +59,8 @@ def bench_boot(home: Path, scratch: Path, runs: int, report: Report) -> None:
             ours, least = f"{name}: vch run true", f"{name}: floor"
             report.ratios[f"{name}: vch run / floor"] = ratio(rows, ours, least)
             report.ratios[f"{name}: QEMU to first output / floor"] = _to_first_output(rows, ours, least)
+            if f"{name}: {WORK}" in cases:
+                report.ratios[f"{name}: agent to execve / (interpreter + the same in C)"] = _to_execve(rows, name)
             _memory(home, name, image, report)
     if all(f"{name}: floor" in cases for name in KERNELS):
         report.ratios["to /init and off: debian-cloud / pico"] = ratio(rows, "debian-cloud: floor", "pico: floor")
@@ -82,7 +88,9 @@ def _run(home: Path, image: str, kernel: str, scratch: Path) -> Callable[[], Sam
             raise subprocess.CalledProcessError(process.returncode, command)
         cpu = after.children_user + after.children_system - before.children_user - before.children_system
         told = json.loads(timing.read_text())
-        extra = {"first": first, MACHINE_CPU: machine, **told["laps"], "agent MiB": told["agent_kib"] / 1024}
+        phases = told["guest"]
+        extra = {"first": first, MACHINE_CPU: machine, **told["laps"], "agent MiB": told["agent_kib"] / 1024,
+                 INTERPRETER: phases["start interpreter"], AGENT: sum(phases.values())}
         return Sample(cpu, wall, told["qemu_peak_kib"] / 1024, extra)
 
     return case
@@ -120,8 +128,10 @@ def _floor(home: Path, image: str, kernel_name: str, initramfs: Path) -> Callabl
 
             def at_init(process: subprocess.Popen[bytes]) -> None:
                 assert process.stdout is not None
-                process.stdout.read(1)  # the C program writes a line before it does anything else
+                said = process.stdout.readline().split()  # as soon as it has begun, or when it has done its work
                 reached[MACHINE_CPU] = cpu_of(process.pid)
+                if said[0] == b"work":
+                    reached[IN_C] = int(said[1]) / 1e6
 
             whole = run_command(command, at_init, pass_fds=tuple(config.fd_sets.values()), stdin=subprocess.DEVNULL)
             return replace(whole, extra=reached)
@@ -144,11 +154,11 @@ def _with_null_channels(command: list[str]) -> list[str]:
     return words
 
 
-def _floor_initramfs(scratch: Path) -> Path:
-    program = scratch / "floor-init"
-    subprocess.run(["gcc", "-static", "-Os", "-s", "-o", program, FLOOR_SOURCE], check=True, timeout=RUN_SECONDS)
+def _c_initramfs(scratch: Path, source: Path) -> Path:
+    program = scratch / source.stem
+    subprocess.run(["gcc", "-static", "-Os", "-s", "-o", program, source], check=True, timeout=RUN_SECONDS)
     content = [cpio.file("init", program.read_bytes(), 0o755), cpio.character_device("dev/console", 5, 1)]
-    archive = scratch / "floor.cpio"
+    archive = scratch / f"{source.stem}.cpio"
     archive.write_bytes(cpio.archive(content))
     return archive
 
@@ -170,6 +180,15 @@ def _to_init(rows: list[Row], ours: str, least: str) -> float:
     """The same of two floors, up to the first line of the C program."""
     by_case = {row.case: row for row in rows}
     return round(by_case[ours].extra[MACHINE_CPU] / by_case[least].extra[MACHINE_CPU], 3)
+
+
+def _to_execve(rows: list[Row], kernel: str) -> float:
+    """From the kernel's execve of PID 1 to the session's, over the interpreter's own start and the same work done by C.
+
+    By the guest's clock; the agent's steps, without what it waits for the host."""
+    by_case = {row.case: row.extra for row in rows}
+    ours, in_c = by_case[f"{kernel}: vch run true"], by_case[f"{kernel}: {WORK}"]
+    return round(ours[AGENT] / (ours[INTERPRETER] + in_c[IN_C]), 3)
 
 
 def _memory(home: Path, kernel: str, image: str, report: Report) -> None:

@@ -25,8 +25,12 @@ RUN_SECONDS = 240  # a cold boot takes a few CPU seconds; a loaded machine sever
 
 @pytest.fixture(scope="session")
 def home() -> Path:
-    """The state folder of the tests, kept between runs: kernels, boot images and layers are content-addressed in it."""
-    folder = Path(os.environ.get("VCH_TEST_HOME") or cache_folder() / "home")
+    """The state folder of the tests, kept between runs: kernels, boot images and layers are content-addressed in it.
+
+    Each process of tests (pytest-xdist) has one of its own: some look whether anything of it has changed.
+    """
+    kept = Path(os.environ.get("VCH_TEST_HOME") or cache_folder() / "home")
+    folder = kept / os.environ.get("PYTEST_XDIST_WORKER", "")
     folder.mkdir(parents=True, exist_ok=True)
     _share_pico(users_home(), folder)
     os.environ["VCH_HOME"] = str(folder)

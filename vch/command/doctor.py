@@ -139,7 +139,7 @@ def _kernels(settings: Settings) -> list[Finding]:
     findings = [
         Finding("pico kernel", Level.GOOD, built.release)
         if built
-        else Finding("pico kernel", Level.NOTE, "not built", "make pico: machines then boot twice as fast, and can mount NFS")
+        else Finding("pico kernel", Level.NOTE, "not built", "make pico: machines boot twice as fast, and mount NFS")
     ]
     if fetched:
         findings.append(Finding("Debian kernel", Level.GOOD, fetched[0].release))
