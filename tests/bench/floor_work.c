@@ -1,7 +1,7 @@
 /*
- * What an agent has to do from its first instruction to the container's, done by C with nothing around it: mounts, the
- * image's layers, the writable disk, overlayfs, the container's /proc, /sys and /dev, its names, the network, fork, chroot,
- * execve.  Then it says how many microseconds that took, and powers off.  The bench states the agent as a ratio to it.
+ * What an agent has to do from its first instruction to the container's, done by C with nothing around it: mounts, entropy
+ * and time, the image's layers, the writable disk, overlayfs, the container's /proc, /sys and /dev, its names, the network,
+ * fork, chroot, execve.  Then it says how many microseconds that took, and powers off.  The bench states the agent as a ratio to it.
  *
  *     cc -static -Os -s -o init floor_work.c      (and put it into an initramfs as /init, beside /dev/console)
  *
@@ -10,6 +10,8 @@
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <linux/ipv6.h>
+#include <linux/random.h>
 #include <net/if.h>
 #include <net/route.h>
 #include <stdio.h>
@@ -96,6 +98,45 @@ static void address(struct sockaddr *into, const char *text)
 	inet_pton(AF_INET, text, &in->sin_addr);
 }
 
+static void set(const char *path, const char *value)
+{
+	int file;
+
+	must(file = open(path, O_WRONLY), path);
+	must(write(file, value, strlen(value)), path);
+	close(file);
+}
+
+static void identity(void)
+{
+	struct { int bits, bytes; char entropy[64]; } fed = {512, 64, "so much comes with a spec, and here need not be random"};
+	struct timespec now = {1700000000, 0};
+	int device;
+
+	must(device = open("/dev/urandom", O_WRONLY), "/dev/urandom");
+	must(ioctl(device, RNDADDENTROPY, &fed), "RNDADDENTROPY");
+	must(ioctl(device, RNDRESEEDCRNG), "RNDRESEEDCRNG");
+	close(device);
+	must(clock_settime(CLOCK_REALTIME, &now), "clock");
+}
+
+static void network6(void)
+{
+	int channel = socket(AF_INET6, SOCK_DGRAM, 0);
+	struct in6_ifreq own = {.ifr6_prefixlen = 64, .ifr6_ifindex = if_nametoindex("eth0")};
+	struct in6_rtmsg route = {.rtmsg_flags = RTF_UP | RTF_GATEWAY, .rtmsg_metric = 1};
+
+	if (channel < 0)
+		return; /* the kernel was started without */
+	set("/proc/sys/net/ipv6/conf/eth0/accept_ra", "0");
+	inet_pton(AF_INET6, "fec0::15", &own.ifr6_addr);
+	must(ioctl(channel, SIOCSIFADDR, &own), "IPv6 address");
+	inet_pton(AF_INET6, "fec0::2", &route.rtmsg_gateway);
+	route.rtmsg_ifindex = own.ifr6_ifindex;
+	must(ioctl(channel, SIOCADDRT, &route), "IPv6 route");
+	close(channel);
+}
+
 static void network(void)
 {
 	int channel = socket(AF_INET, SOCK_DGRAM, 0);
@@ -103,6 +144,8 @@ static void network(void)
 	static const char *const links[] = {"lo", "eth0"};
 
 	must(sethostname("floor", 5), "hostname");
+	set("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
+	set("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
 	for (int i = 0; i < 2; i++) {
 		struct ifreq wish = {0};
 
@@ -122,6 +165,7 @@ static void network(void)
 	address(&route.rt_gateway, "10.0.2.2");
 	must(ioctl(channel, SIOCADDRT, &route), "route");
 	close(channel);
+	network6();
 }
 
 static void program(void)
@@ -148,6 +192,7 @@ int main(void)
 	mounted("proc", "/proc", "proc", "");
 	mounted("sysfs", "/sys", "sysfs", "");
 	mounted("devtmpfs", "/dev", "devtmpfs", "");
+	identity();
 	root();
 	network();
 	program();

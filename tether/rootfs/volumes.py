@@ -27,7 +27,6 @@ from tether.net.names import hostname_text, hosts_text, resolv_text
 from tether.rootfs.disks import find_disk
 from tether.rootfs.inside import Mount, by_handle, make_folder, mount_file, mount_folder, open_inside
 from tether.rootfs.root import LOST_FOUND, mount_disk
-from tether.rootfs.tree import copy_tree
 from tether.spec import Network, Tmpfs, Volume
 
 VOLUMES = "/v"
@@ -149,6 +148,8 @@ def _prepare(root: int, volume: Volume, place: str) -> None:
         os.chown(place, like.st_uid, like.st_gid)
         os.chmod(place, like.st_mode & 0o7777)
         if not volume.no_copy:
+            from tether.rootfs.tree import copy_tree  # late: few volumes are new
+
             copy_tree(by_handle(source), place)
     except OSError as error:
         if error.errno == errno.ENOSPC:
