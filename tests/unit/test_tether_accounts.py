@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from tether.faults import TetherError
+from tether.process import user
 from tether.process.accounts import Account, resolve
 
 PASSWD = b"""root:x:0:0:root:/root:/bin/sh
@@ -63,3 +68,61 @@ def test_more_groups_by_name_and_number() -> None:
     assert resolve("joe:staff", PASSWD, GROUP, ("wheel",)).groups == (50, 10)
     with pytest.raises(TetherError, match="group ghosts"):
         resolve("joe", PASSWD, GROUP, ("ghosts",))
+
+
+class TestAccountsOfAThread:
+    """Read once, and again when anything has changed."""
+
+    @pytest.fixture
+    def root(self, tmp_path: Path) -> Iterator[int]:
+        (tmp_path / "etc").mkdir()
+        self.write(tmp_path / "etc/passwd", "app:x:7:8::/home/app:/bin/sh")
+        self.write(tmp_path / "etc/group", "app:x:8:")
+        handle = os.open(tmp_path, os.O_PATH)
+        yield handle
+        os.close(handle)
+
+    def write(self, path: Path, text: str) -> None:
+        path.write_text(text + "\n")
+
+    @pytest.fixture
+    def reads(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """Who was looked up; files count as settled at once, but for the test that says otherwise."""
+        seen: list[str] = []
+        real = user.account_of
+
+        def noted(root: int, name: str, more: tuple[str, ...] = (), limit: int | None = None) -> Account:
+            seen.append(name)
+            return real(root, name, more, limit)
+
+        monkeypatch.setattr(user, "account_of", noted)
+        monkeypatch.setattr(user, "SETTLED_NS", -(10**18))
+        return seen
+
+    def test_the_same_user_is_looked_up_once(self, root: int, reads: list[str]) -> None:
+        accounts = user.Accounts(root, 1000)
+        assert [accounts.of("app").home for _ in range(3)] == [b"/home/app"] * 3
+        assert reads == ["app"]
+        assert accounts.of("7:9").groups == (9,)
+        assert accounts.of("app").uid == 7
+        assert reads == ["app", "7:9", "app"]
+
+    def test_what_has_changed_is_read(self, root: int, reads: list[str], tmp_path: Path) -> None:
+        accounts = user.Accounts(root, 1000)
+        accounts.of("app")
+        self.write(tmp_path / "etc/passwd", "app:x:9:8::/home/app:/bin/sh")  # as long as before
+        assert accounts.of("app").uid == 9
+        (tmp_path / "etc/passwd").unlink()
+        with pytest.raises(TetherError, match="no matching entries"):
+            accounts.of("app")
+        self.write(tmp_path / "etc/passwd", "app:x:5:8::/home/app:/bin/sh")
+        assert accounts.of("app").uid == 5
+
+    def test_what_has_just_changed_is_not_trusted(
+        self, root: int, reads: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(user, "SETTLED_NS", 3600 * 10**9)
+        accounts = user.Accounts(root, 1000)
+        for _ in range(2):
+            accounts.of("app")
+        assert reads == ["app", "app"]

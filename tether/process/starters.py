@@ -28,7 +28,7 @@ from tether.link.record import Record
 from tether.process import environment
 from tether.process.posixspawn import ProgramSpawner
 from tether.process.report import write_report
-from tether.process.user import account_of, hand_over
+from tether.process.user import Accounts, hand_over
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -134,6 +134,7 @@ class Starter:
 
     def __init__(self, root: int, kept: tuple[int, ...] | None) -> None:
         self._root, self._kept = root, kept
+        self._accounts = Accounts(root, SMALL_DATABASE)
         self._order: Order | None = None
         self._go, self._done = allocate_lock(), allocate_lock()
         self._go.acquire()
@@ -233,7 +234,7 @@ class Starter:
         """Does an order."""
         failure: Exception | None = None
         try:
-            account = account_of(self._root, order.process.user, order.process.groups, SMALL_DATABASE)
+            account = self._accounts.of(order.process.user, order.process.groups)
             env = environment.merged(order.process.env, order.hostname, False, account.home)
             look_ahead(order.process, env)
             if order.claim.acquire(False):

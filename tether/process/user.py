@@ -6,6 +6,7 @@ Follows paths of the container and reads its files: not for PID 1's loop, which 
 import errno
 import os
 import stat
+import time
 
 from tether.faults import TetherError
 from tether.process.accounts import Account, resolve
@@ -13,6 +14,32 @@ from tether.rootfs.inside import open_inside
 
 PASSWD, GROUP = b"/etc/passwd", b"/etc/group"
 MAX_DATABASE = 1 << 20  # bytes
+# A file that has changed so recently may change again and have the same times: Linux keeps them to the tick, 4 ms.
+SETTLED_NS = 1_000_000_000
+
+
+class Accounts:
+    """Accounts by the databases of `root`, which are read again only for somebody else, or when they have changed.
+
+    For a thread that lives in this root: most processes of a container are the same user's.
+    """
+
+    def __init__(self, root: int, limit: int) -> None:
+        self._root, self._limit = root, limit
+        self._asked: tuple[object, ...] = ()
+        self._account = Account()
+
+    def of(self, user: str, more: tuple[str, ...] = ()) -> Account:
+        """As `account_of`."""
+        states = (_state(self._root, PASSWD), _state(self._root, GROUP))
+        asked = (user, more, *states)
+        if asked != self._asked:
+            self._asked = ()  # until it is known that there is such a user
+            self._account = account_of(self._root, user, more, self._limit)
+            newest = max(max(state[-2:], default=0) for state in states)
+            if time.time_ns() - newest > SETTLED_NS:
+                self._asked = asked
+        return self._account
 
 
 def account_of(root: int, user: str, more: tuple[str, ...] = (), limit: int | None = None) -> Account:
@@ -21,6 +48,15 @@ def account_of(root: int, user: str, more: tuple[str, ...] = (), limit: int | No
     Raises TetherError for who is not there, and for what is no database, or longer than `limit`.
     """
     return resolve(user, read_database(root, PASSWD, limit), read_database(root, GROUP, limit), more)
+
+
+def _state(root: int, path: bytes) -> tuple[int, ...]:
+    """What differs when a file has changed; its times come last.  Nothing if there is none."""
+    try:
+        found = os.stat(path.lstrip(b"/"), dir_fd=root)
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def read_database(root: int, path: bytes, limit: int | None = None) -> bytes:
