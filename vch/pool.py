@@ -8,7 +8,7 @@
 
 A machine that waits has no disks, no published ports and no name: it gets them when it is taken, so one kind
 (processors, kernel, network) serves every image.  With `with_root` it has its image's root filesystem mounted already:
-it starts in half the time, and serves no other image.  Memory that it lacks is plugged in; a kind has the least
+it starts in a third of the time, and serves no other image.  Memory that it lacks is plugged in; a kind has the least
 that was asked for so far.  Its entropy and clock are given to it again with its spec.
 
 Whoever is taken is replaced, but not before what it was taken for has had time to start; and a host that is short of
