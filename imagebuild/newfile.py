@@ -21,8 +21,10 @@ class NewFile:
     that, it has the name `.NAME.XXXX.part` beside the destination.  Every `OSError` leaves as a `StoreError`.
     """
 
-    def __init__(self, destination: Path, subject: str) -> None:
+    def __init__(self, destination: Path, subject: str, *, output: bool = False) -> None:
+        """`output`: it is where the user wants it, and not in the store."""
         self.fd = -1
+        self._output = output
         self._destination = destination
         self._subject = subject
         self._name: Path | None = None
@@ -94,4 +96,4 @@ class NewFile:
         return self._destination.with_name(f".{self._destination.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
 
     def _explained(self) -> AbstractContextManager[None]:
-        return explained("write", f"{self._destination} ({self._subject})")
+        return explained("write", f"{self._destination} ({self._subject})", output=self._output)

@@ -137,7 +137,7 @@ def plan_iso(recipe: Recipe) -> IsoPlan:
 
 def write_iso(plan: IsoPlan, path: Path) -> None:
     """Write an ISO, whole or not at all.  Raises MediaError for a file that changed, StoreError for a full disk."""
-    with NewFile(path, "ISO") as file:
+    with NewFile(path, "ISO", output=True) as file:
         os.ftruncate(file.fd, plan.size)
         for piece in plan.pieces:
             os.lseek(file.fd, piece.block * BLOCK, os.SEEK_SET)

@@ -66,7 +66,10 @@ def write_ova(plan: IsoPlan, machine: Machine, spec: str, epoch: int, path: Path
     if machine.memory_mib < MIN_MEMORY_MIB or not 1 <= machine.cpus <= MAX_CPUS:
         raise MediaError("write OVA", str(path), f"{machine.memory_mib} MiB and {machine.cpus} CPUs make no machine",
                          f"at least {MIN_MEMORY_MIB} MiB, 1 to {MAX_CPUS} CPUs")
-    with NewFile(path, "OVA") as new, tempfile.TemporaryDirectory(prefix=".ova-", dir=path.parent) as scratch:
+    with (
+        NewFile(path, "OVA", output=True) as new,
+        tempfile.TemporaryDirectory(prefix=".ova-", dir=path.parent) as scratch,
+    ):
         boot = _boot_file(plan, machine.drive, Path(scratch), name)
         size = boot.stat().st_size
         if size >= MAX_FILE_BYTES:

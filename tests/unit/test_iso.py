@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from imagebuild.errors import MediaError
+from imagebuild.errors import MediaError, StoreError
 from imagebuild.media import appliance, fat, hybrid, iso9660
 from imagebuild.media.build import medium_size, source_date_epoch
 from imagebuild.media.iso import Content, IsoPlan, plan_iso, write_iso
@@ -251,6 +251,11 @@ def test_an_iso_larger_than_its_medium_is_refused_before_anything_is_written(tmp
     with pytest.raises(MediaError, match="the medium holds 737,280,000") as caught:
         plan_iso(recipe(files={"vch/layers/001.erofs": Content(layer, b"digest")}))
     assert "--max-size" in caught.value.remedy
+
+
+def test_a_folder_that_is_missing_is_not_the_stores_fault(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"No such file or directory \(make the folder first\)"):
+        write_iso(plan_iso(recipe()), tmp_path / "nowhere/a.iso")
 
 
 def test_a_layer_that_shrinks_meanwhile_leaves_no_iso(tmp_path: Path) -> None:
