@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from tests.debian_image import cache_folder
+from tests.debian_image import cache_folder, making
 
 # What the server needs beyond a minimal Debian; each is unpacked into the same tree.
 PACKAGES = (
@@ -61,19 +61,18 @@ def unpacked() -> Path:
     for program in ("apt-get", "dpkg"):
         if not shutil.which(program):
             raise CannotServe(f"{program} is not installed: Debian's nfs-ganesha cannot be unpacked")
-    tree.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=tree.parent, prefix="nfs-ganesha-") as scratch:
-        os.chmod(scratch, 0o755)  # apt's own user writes to it
-        fresh = Path(scratch) / "tree"
-        _run(["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", *PACKAGES], scratch)
-        for package in Path(scratch).glob("*.deb"):
-            _run(["dpkg", "-x", str(package), str(fresh)], scratch)
-        if not tree.exists():
+    with making(tree) as scratch:
+        if scratch is not None:
+            scratch.chmod(0o755)  # apt's own user writes to it
+            fresh = scratch / "tree"
+            _run(["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", *PACKAGES], scratch)
+            for package in scratch.glob("*.deb"):
+                _run(["dpkg", "-x", str(package), str(fresh)], scratch)
             fresh.rename(tree)
     return tree
 
 
-def _run(command: list[str], folder: str) -> None:
+def _run(command: list[str], folder: Path) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=FETCH_SECONDS, check=False)
     if done.returncode:
         raise CannotServe(f"{' '.join(command[:2])} failed (apt-get update?): {done.stderr[-300:]}")

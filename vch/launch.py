@@ -6,6 +6,7 @@ What `vch run` and `vch.Machine` have in common.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from tether.link.waking import Prepare
@@ -43,15 +44,13 @@ def new_id() -> str:
     return os.urandom(ID_BYTES).hex()
 
 
-def check(options: RunOptions, settings: Settings) -> None:
-    """What can be refused before anything is done.  Raises UsageError, HostError."""
+def check(options: RunOptions, settings: Settings) -> dict[str, str]:
+    """What can be refused before anything is done; gives the addresses of its NFS servers, by name.
+
+    Raises UsageError, HostError.
+    """
     if (options.memory or settings.memory) < LEAST_MEMORY:
         raise UsageError(f"Minimum memory limit allowed is {LEAST_MEMORY // MIB}MB")
-    servers(options)
-
-
-def servers(options: RunOptions) -> dict[str, str]:
-    """The addresses of NFS servers by name.  Raises UsageError, HostError."""
     if not options.shares:
         return {}
     from vch.options.share_plan import find_servers
@@ -67,6 +66,7 @@ class Launch(NamedTuple):
     settings: Settings
     prepared: Prepared
     id: str
+    servers: Mapping[str, str]
 
     def disks(self) -> DiskSet:
         """The machine's disks.  Raises HostError.  The caller closes them."""
@@ -132,7 +132,7 @@ class Launch(NamedTuple):
             resolver=_host_resolver(),
             terminal=terminal,
             host_has_ipv6=host_has_ipv6(),
-            servers=servers(self.options),
+            servers=self.servers,
         )
 
     @property

@@ -155,11 +155,9 @@ class Machine:
 
     def close(self) -> None:
         """Ends the machine, if it runs; nothing of it is left.  Named volumes are unmounted properly."""
-        running, spec = self._machine, self._spec
         try:
-            drives = running.config.drives if running is not None else ()
-            if running is not None and ((spec and spec.shares) or not all(d.read_only or d.volatile for d in drives)):
-                running.power_off()
+            if self._machine is not None:
+                self._machine.end(self._spec)
         finally:
             self._held.close()
             self._machine = None
@@ -319,12 +317,12 @@ class Machine:
     def _start(self) -> None:
         options = self._options
         settings = settings_module.load(os.environ)
-        check(options, settings)
+        servers = check(options, settings)
         if options.name:
             self._held.enter_context(NameLock(settings.state, "container", options.name))
         prepared = prepare(options, settings, lambda _line: None)
         self._held.callback(prepared.lease.release)
-        launch = Launch(options, settings, prepared, new_id())
+        launch = Launch(options, settings, prepared, new_id(), servers)
         disks = launch.disks()
         self._held.callback(disks.close)
         config = launch.config(disks, launch.ports())

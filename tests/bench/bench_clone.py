@@ -123,7 +123,7 @@ def _density(image: str, report: Report) -> None:
     prepared = prepare(options, configured, lambda _line: None)
     with ExitStack() as kept:
         kept.callback(prepared.lease.release)
-        launch = Launch(options, configured, prepared, new_id())
+        launch = Launch(options, configured, prepared, new_id(), {})
         disks = launch.disks()
         kept.callback(disks.close)
         config = launch.config(disks, ())

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from tether.faults import TetherError, fault_of, one_line
+from tether.kernel.deadline import errno_within
 from tether.kernel.syscalls import MS_NOATIME, MS_NOSUID, MS_RDONLY
 from tether.rootfs import shares
 from tether.rootfs.inside import Mount
@@ -89,13 +90,13 @@ class TestChildren:
         def break_off() -> None:
             raise RuntimeError
 
-        ends = [shares.errno_within(10, work) for work in (lambda: None, fail, refuse, break_off)]
+        ends = [errno_within(10, work) for work in (lambda: None, fail, refuse, break_off)]
         assert ends == [0, errno.EPROTONOSUPPORT, errno.EROFS, errno.EIO]
         self.collect(4)
 
     def test_who_takes_too_long_is_killed(self) -> None:
         began = time.monotonic()
-        assert shares.errno_within(0.1, lambda: time.sleep(1000)) == errno.ETIMEDOUT
+        assert errno_within(0.1, lambda: time.sleep(1000)) == errno.ETIMEDOUT
         self.collect(1)
         assert time.monotonic() - began < 100
 

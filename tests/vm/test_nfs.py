@@ -46,15 +46,19 @@ def needs_client(client: bool) -> None:
         pytest.skip("the kernel of these machines has no NFS client: make pico, VCH_KERNEL=pico")
 
 
+def serving(share: Path, address: str = "127.0.0.1") -> NfsServer:
+    """A server of this folder; skips where there can be none."""
+    try:
+        return NfsServer(share, address)
+    except CannotServe as reason:
+        pytest.skip(str(reason))
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NfsServer]:
     share = tmp_path_factory.mktemp("share")
     (share / "from-host").write_text("hello\n")
-    try:
-        made = NfsServer(share)
-    except CannotServe as reason:
-        pytest.skip(str(reason))
-    with made:
+    with serving(share) as made:
         yield made
 
 
@@ -63,11 +67,7 @@ def own_server(tmp_path: Path) -> Iterator[NfsServer]:
     """One that a test may stop."""
     share = tmp_path / "share"
     share.mkdir()
-    try:
-        made = NfsServer(share)
-    except CannotServe as reason:
-        pytest.skip(str(reason))
-    with made:
+    with serving(share) as made:
         yield made
 
 
@@ -191,12 +191,8 @@ class TestShares:
 
     def test_over_ipv6(self, image: str, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("six\n")
-        try:
-            made = NfsServer(tmp_path, "::1")
-        except CannotServe as reason:
-            pytest.skip(str(reason))
         run = ("sh", "-c", "cat /data/file")
-        with made:
+        with serving(tmp_path, "::1") as made:
             done = package.Machine.run(image, *run, ip6="fec0::15", mount=value(made.options("4.1", "fec0::2")))
         assert (done.code, done.stdout) == (0, "six\n"), done.stderr
 

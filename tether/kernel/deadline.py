@@ -13,7 +13,10 @@ from tether.kernel.console import say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal as _signal
     from collections.abc import Callable
+else:
+    import _signal
 
 
 def do_within(seconds: float, step: str, work: "Callable[[], None]") -> None:
@@ -33,12 +36,41 @@ def do_within(seconds: float, step: str, work: "Callable[[], None]") -> None:
             say(one_line(fault_of(step, error)))
         finally:
             os._exit(0)
+    if not _ends_within(seconds, pid):
+        raise TetherError(step, f"is not done after {seconds:g} s", errno.ETIMEDOUT,
+                          "a disk or a server does not answer; file systems are recovered at the next mount")
+
+
+def errno_within(seconds: float, work: "Callable[[], None]") -> int:
+    """Does `work` in a child, which is killed if it takes too long (ETIMEDOUT); the errno it ended with, or 0.
+
+    The reaper collects the child later; here it is only looked at.  Raises OSError if there can be no child.
+    """
+    pid = os.fork()
+    if not pid:
+        code = errno.EIO
+        try:
+            work()
+            code = 0
+        except OSError as error:
+            code = error.errno or code
+        except TetherError as error:
+            code = error.number or code
+        finally:
+            os._exit(code)
+    if not _ends_within(seconds, pid):
+        os.kill(pid, _signal.SIGKILL)
+        return errno.ETIMEDOUT
+    ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    return ended.si_status if ended is not None and ended.si_code == os.CLD_EXITED else errno.EIO
+
+
+def _ends_within(seconds: float, pid: int) -> bool:
+    """Waits so long for the end of a child, and leaves it to the reaper."""
     handle = os.pidfd_open(pid)
     try:
         poll = select.poll()
         poll.register(handle, select.POLLIN)
-        if not poll.poll(seconds * 1000):
-            raise TetherError(step, f"is not done after {seconds:g} s", errno.ETIMEDOUT,
-                              "a disk or a server does not answer; file systems are recovered at the next mount")
+        return bool(poll.poll(seconds * 1000))
     finally:
         os.close(handle)

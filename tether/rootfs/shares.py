@@ -9,23 +9,15 @@ server that is not there must not keep disks from being written out.
 
 import errno
 import os
-import select
 
 from tether.faults import TetherError, fault_of, one_line
 from tether.kernel import files
 from tether.kernel.console import say
-from tether.kernel.deadline import do_within
+from tether.kernel.deadline import do_within, errno_within
 from tether.kernel.syscalls import MNT_DETACH, MS_BIND, MS_RDONLY, mount, umount
 from tether.rootfs.inside import Mount, make_folder, mount_folder
 from tether.rootfs.volumes import split_options
 from tether.spec import Share, Spec
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import signal as _signal
-    from collections.abc import Callable
-else:
-    import _signal
 
 SHARES = "/s"
 KINDS = ("nfs", "nfs4")
@@ -130,36 +122,6 @@ def _wants_locks(words: list[str]) -> bool:
     if versions and not versions[-1].startswith("3"):
         return False
     return "nolock" not in words and "local_lock=all" not in words
-
-
-def errno_within(seconds: float, work: "Callable[[], None]") -> int:
-    """Does `work` in a child, which is killed if it takes too long (ETIMEDOUT); the errno it ended with, or 0.
-
-    The reaper collects the child later; here it is only looked at.  Raises OSError if there can be no child.
-    """
-    pid = os.fork()
-    if not pid:
-        code = errno.EIO
-        try:
-            work()
-            code = 0
-        except OSError as error:
-            code = error.errno or code
-        except TetherError as error:
-            code = error.number or code
-        finally:
-            os._exit(code)
-    handle = os.pidfd_open(pid)
-    try:
-        poll = select.poll()
-        poll.register(handle, select.POLLIN)
-        if not poll.poll(seconds * 1000):
-            os.kill(pid, _signal.SIGKILL)
-            return errno.ETIMEDOUT
-    finally:
-        os.close(handle)
-    ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    return ended.si_status if ended is not None and ended.si_code == os.CLD_EXITED else errno.EIO
 
 
 def leave(places: list[str]) -> None:

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tether.link.messages import PRIMARY, Resize, Signal
-from tether.spec import Identity, Spec
+from tether.spec import Identity
 from vch import settings as settings_module
 from vch.command import terminal
 from vch.command.profile import Profile
@@ -80,7 +80,7 @@ class _Run:
     def execute(self) -> int:
         """Everything, in order."""
         options = self._options
-        _check(options, self._settings)
+        servers = _check(options, self._settings)
         with self._held:
             if options.name:
                 self._held.enter_context(NameLock(self._settings.state, "container", options.name))
@@ -88,7 +88,7 @@ class _Run:
             self._held.callback(prepared.lease.release)
             self._watch.lap("prepare")
             arguments(options, prepared.run)  # "no command specified": before anything is booted
-            launch = Launch(options, self._settings, prepared, new_id())
+            launch = Launch(options, self._settings, prepared, new_id(), servers)
             disks = launch.disks()
             self._held.callback(disks.close)
             ports = launch.ports()
@@ -115,7 +115,7 @@ class _Run:
                 code = self._serve(machine, session, spec.stop_signal)
             self._watch.lap("run")
             self._profile.over(machine, session)
-            self._end(machine, spec)
+            machine.end(spec)
         self._watch.lap("end")
         self._report()
         return code
@@ -170,13 +170,6 @@ class _Run:
             self._say(complaint)
         return code
 
-    def _end(self, machine: Machine, spec: Spec) -> None:
-        """Only what outlives the machine needs an orderly end."""
-        if spec.shares or any(not drive.read_only and not drive.volatile for drive in machine.config.drives):
-            machine.power_off()
-        else:
-            machine.close()
-
     def _stdio(self) -> Stdio:
         options = self._options
         return Stdio(stdin=0 if options.interactive else None, stdout=1, stderr=None if options.tty else 2)
@@ -205,8 +198,9 @@ def _ignore(_number: int) -> None:
     """A signal for a process that is gone."""
 
 
-def _check(options: RunOptions, settings: Settings) -> None:
-    """What can be refused before anything is done."""
-    check(options, settings)
+def _check(options: RunOptions, settings: Settings) -> dict[str, str]:
+    """What can be refused before anything is done; gives what `check` does."""
+    servers = check(options, settings)
     if options.tty and options.interactive and not os.isatty(0):
         raise UsageError("the input device is not a TTY")
+    return servers

@@ -299,6 +299,14 @@ class Machine:
         """Waits for the machine to end; how it ended.  Raises DeadlineError."""
         return self._driver.gone.result(seconds)
 
+    def end(self, spec: Spec | None) -> None:
+        """The end of the container of `spec`: an orderly one if anything of it outlives the machine, else at once."""
+        lasting = any(not (drive.read_only or drive.volatile) for drive in self.config.drives)
+        if lasting or (spec is not None and spec.shares):
+            self.power_off()
+        else:
+            self.close()
+
     def power_off(self) -> None:
         """An orderly end: file systems of volumes are unmounted.  A guest that does not manage it in time is killed."""
         self.stop(0, "the container has ended")
